@@ -1,0 +1,24 @@
+"""The errors a user of tomosec can meet; the command line turns them into one message and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TomosecError(Exception):
+    """Base of every error that tomosec raises on purpose."""
+
+
+class InputError(TomosecError, ValueError):
+    """A file, field, argument or array that cannot be used. The message names it, what was found and what is allowed."""
+
+
+class NotApplicable(TomosecError):
+    """A component cannot run here, for a stated reason ("needs BatchNorm"); a result, not a failure."""
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the closest allowed word, or an empty string."""
+    match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
