@@ -15,7 +15,7 @@ from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from tomosec.errors import InputError, nearest
 
@@ -39,6 +39,17 @@ class Value(BaseModel):
     """A frozen, closed record: unknown fields are errors, equal contents are equal values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: Any) -> Any:
+        """Name the nearest field; pydantic's own error for an unknown one does not."""
+        if isinstance(data, Mapping):
+            unknown = [str(key) for key in data if key not in cls.model_fields]
+            if unknown:
+                allowed = [name for name in cls.model_fields if name != "version"]
+                raise ValueError(f"unknown field {unknown[0]!r}{nearest(unknown[0], allowed)}; allowed: {', '.join(allowed)}")
+        return data
 
     def __repr_args__(self) -> Any:
         """Show only what differs from the defaults, so that ``repr`` stays readable and still rebuilds the value."""
@@ -68,7 +79,9 @@ class Component(Value):
             raise TypeError(f"{cls.__name__}: family {cls.family!r} is not one of {', '.join(FAMILIES)}")
         known = _registered[cls.family].get(kind.default)
         if known is not None and known.__module__ != cls.__module__:
-            raise TypeError(f"{cls.__name__}: the {cls.family} kind {kind.default!r} is already {known.__module__}.{known.__name__}")
+            raise TypeError(
+                f"{cls.__name__}: the {cls.family} kind {kind.default!r} is already {known.__module__}.{known.__name__}"
+            )
         _registered[cls.family][kind.default] = cls
 
 
@@ -145,19 +158,17 @@ def canonical(value: Any) -> Any:
     return value
 
 
-def describe_validation_error(error: ValidationError, model: type[BaseModel], source: str) -> str:
-    """Say which fields of ``source`` are wrong, what they hold, and the nearest allowed name."""
+def describe_validation_error(error: ValidationError, source: str) -> str:
+    """Say which fields of ``source`` are wrong and what they hold, a line each."""
     lines = []
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in item["loc"])
         where = f"{source}: {path}" if path else source
-        if item["type"] == "extra_forbidden":
-            fields = _fields_at(model, item["loc"][:-1], error)
-            lines.append(f"{where}: unknown field{nearest(str(item['loc'][-1]), fields)}" + (f"; allowed: {', '.join(fields)}" if fields else ""))
-        elif item["type"] == "missing":
+        if item["type"] == "missing":
             lines.append(f"{where}: this field is required")
-        else:
-            got = repr(item["input"])
-            shown = "" if isinstance(item["input"], Mapping) else f" (got {got if len(got) < 120 else got[:117] + '...'})"
-            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}")
+            continue
+        got = repr(item["input"])
+        plain = not isinstance(item["input"], Mapping | BaseModel)
+        shown = f" (got {got if len(got) < 120 else got[:117] + '...'})" if plain else ""
+        lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}")
     return "\n".join(lines)

@@ -21,25 +21,12 @@ from scipy import ndimage
 
 from tomosec.component import Component
 from tomosec.errors import InputError
+from tomosec.hounsfield import HU_RANGE, MU_WATER, hu_to_mu, mu_to_hu
 
-#: Linear attenuation of water, 1/mm, at the effective energy of chest CT; the one place that says so.
-MU_WATER = 0.0192
-HU_RANGE = (-1000.0, 3071.0)
 #: A voxel above this is patient or table, not air or lung; the body mask starts from it.
 BODY_THRESHOLD_HU = -500.0
 
 Level = Literal["note", "warning", "error"]
-
-
-def hu_to_mu(hu: NDArray[np.floating] | float) -> NDArray[np.float32]:
-    """Linear attenuation in 1/mm of Hounsfield units, after clipping to [-1000, 3071] HU; air is 0."""
-    clipped = np.clip(np.asarray(hu, dtype=np.float32), *HU_RANGE)
-    return (MU_WATER * (1.0 + clipped / 1000.0)).astype(np.float32)
-
-
-def mu_to_hu(mu: NDArray[np.floating] | float) -> NDArray[np.float32]:
-    """Hounsfield units of linear attenuation in 1/mm: 1000 (mu - mu_water) / mu_water, unclipped."""
-    return (1000.0 * (np.asarray(mu, dtype=np.float32) / MU_WATER - 1.0)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +144,9 @@ def _axis_weights(count_in: int, step_in: float, count_out: int, step_out: float
     return (weights / np.maximum(full, 1e-12)[:, None]).astype(np.float32)
 
 
-def resample(image: NDArray[np.float32], spacing_mm: tuple[float, float], shape: tuple[int, int], pixel_mm: float) -> NDArray[np.float32]:
+def resample(
+    image: NDArray[np.float32], spacing_mm: tuple[float, float], shape: tuple[int, int], pixel_mm: float
+) -> NDArray[np.float32]:
     """Resample attenuation to a centered grid of ``shape`` pixels of ``pixel_mm``; the outside is air (0).
 
     Linear interpolation where the target grid is finer, a triangle as wide as the target pixel where it is coarser, so that

@@ -1,0 +1,248 @@
+"""An experiment is a value with an identity; a recipe is a file that describes one, or a sweep of them. No torch here.
+
+The identity hashes what the numbers depend on: every component's kind, version and non-default fields, the seeds, the
+content of the data, and :data:`NUMERICS_VERSION`. Paths, devices, threads and titles are not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from tomosec.analysis.plan import Training
+from tomosec.component import Component, Value, canonical, describe_validation_error, of_family
+from tomosec.errors import InputError, nearest
+from tomosec.threat import ThreatModel
+
+#: Raised when a change outside any one component moves the numbers (noise, metrics, the order of operations).
+NUMERICS_VERSION = 1
+
+Control = Literal["random-trigger", "white-victim", "spectrum-victim"]
+#: Fields that describe an experiment to people and change no number.
+DESCRIPTIVE = frozenset({"title", "description"})
+
+
+class Experiment(Value):
+    """One full-chain assessment.
+
+    Attributes:
+        title, description: for people; not part of the identity.
+        data: where the slices come from. Its folder is given at run time.
+        split: which patients train, validate and test; it has a seed of its own.
+        geometry, acquisition, reconstruction: the scanner.
+        network: the analysis network under attack.
+        training: how the clean model is trained.
+        victim_training: how victims are trained; as ``training`` when empty.
+        threat: access, knowledge, goal and budget of the attacker.
+        attack: None measures the clean chain alone.
+        controls: ``random-trigger`` shows a random trigger of equal budget to the attacked model; ``white-victim`` and
+            ``spectrum-victim`` train a victim on a frozen random trigger of equal budget, white or with T's spectrum.
+        seeds: initialisation, order, noise and trigger differ by seed; a count n stands for 0 .. n - 1.
+        detail: also measure clean accuracy on ground-truth images that were never scanned, as the released LTGM code does.
+    """
+
+    title: str = ""
+    description: str = ""
+    data: Annotated[SerializeAsAny[Component], of_family("dataset")]
+    split: Annotated[SerializeAsAny[Component], of_family("split")]
+    geometry: Annotated[SerializeAsAny[Component], of_family("geometry")]
+    acquisition: Annotated[SerializeAsAny[Component], of_family("acquisition")]
+    reconstruction: Annotated[SerializeAsAny[Component], of_family("reconstruction")]
+    network: Annotated[SerializeAsAny[Component], of_family("network")]
+    training: Training = Training()
+    victim_training: Training | None = None
+    threat: ThreatModel = ThreatModel()
+    attack: Annotated[SerializeAsAny[Component] | None, of_family("attack")] = None
+    controls: tuple[Control, ...] = ("random-trigger", "white-victim", "spectrum-victim")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    detail: tuple[Literal["unscanned-images"], ...] = ()
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count_of_seeds(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("seeds are a count or a list of integers")
+        return tuple(range(value)) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be one or more different integers from 0, got {list(self.seeds)}")
+        if self.attack is not None and getattr(type(self.attack), "domain", None) == "image" and self.threat.site != "image":
+            raise ValueError(
+                f"attack {self.attack.kind!r} acts on images, but threat.site is {self.threat.site!r}; set threat.site: image"
+            )  # type: ignore[attr-defined]
+        if (
+            self.attack is not None
+            and getattr(type(self.attack), "domain", None) == "measurement"
+            and self.threat.site == "image"
+        ):
+            raise ValueError(f"attack {self.attack.kind!r} acts on measured data; threat.site must be counts or line-integrals")  # type: ignore[attr-defined]
+        return self
+
+    def identity(self, manifest: str) -> str:
+        """Hash of everything the numbers depend on (16 hex digits).
+
+        Args:
+            manifest: content hash of the data, from ``OpenDataset.manifest_hash()``.
+        """
+        fields = {name: value for name, value in canonical(self).items() if name not in DESCRIPTIVE}
+        return digest({"experiment": fields, "data": manifest, "numerics": NUMERICS_VERSION})
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of the SHA-256 of a value's canonical JSON: sorted keys, no spaces."""
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Sweep(Value):
+    """Which fields vary: every combination of ``axes``, and each mapping of ``cases`` in turn."""
+
+    axes: dict[str, list[Any]] = Field(default_factory=dict)
+    cases: list[dict[str, Any]] = Field(default_factory=list)
+
+    def overrides(self) -> list[dict[str, Any]]:
+        """One mapping of dotted field to value per experiment."""
+        grid = [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
+        return [{**case, **cell} for case in (self.cases or [{}]) for cell in grid]
+
+
+class Recipe(Value):
+    """A YAML file: an experiment, presets that change some of its fields, and an optional sweep."""
+
+    experiment: dict[str, Any]
+    presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    sweep: Sweep | None = None
+    source: str = "recipe"
+
+    def experiments(self, *, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> list[Experiment]:
+        """Expand to experiments: the base, then the preset, then each cell of the sweep, then the caller's overrides.
+
+        Raises:
+            InputError: an unknown preset or field, or a value that is not allowed; the message names the field.
+        """
+        changes: dict[str, Any] = {}
+        if preset is not None:
+            if preset not in self.presets:
+                raise InputError(
+                    f"{self.source}: no preset {preset!r}{nearest(preset, self.presets)}; there are {', '.join(self.presets) or 'none'}"
+                )
+            changes.update(self.presets[preset])
+        cells = self.sweep.overrides() if self.sweep is not None else [{}]
+        return [parse_experiment(self._with({**changes, **cell, **(overrides or {})}), self.source) for cell in cells]
+
+    def _with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        fields: dict[str, Any] = json.loads(json.dumps(self.experiment))
+        for path, value in changes.items():
+            set_field(fields, path, value)
+        return fields
+
+
+def set_field(fields: dict[str, Any], path: str, value: Any) -> None:
+    """Set ``a.b.c`` in nested mappings, in place; a component written as a bare kind becomes a mapping first.
+
+    A new ``kind`` drops the other fields of that component, which belonged to the old one.
+    """
+    *parents, last = path.split(".")
+    if not all([*parents, last]):
+        raise InputError(f"--set {path}: a field is written a.b.c")
+    here = fields
+    for part in parents:
+        below = here.get(part)
+        if isinstance(below, str):
+            below = {"kind": below}
+        elif below is None:
+            below = {}
+        elif not isinstance(below, dict):
+            raise InputError(f"--set {path}: {part} holds {below!r}, which has no fields")
+        here[part] = below
+        here = below
+    if last == "kind" and here.get("kind") != value:
+        here.clear()
+    here[last] = value
+
+
+def parse_experiment(fields: Mapping[str, Any], source: str = "experiment") -> Experiment:
+    """Validate plain data as an experiment.
+
+    Raises:
+        InputError: the message names the file, each wrong field, what it holds, and the nearest allowed name.
+    """
+    try:
+        return Experiment.model_validate(dict(fields))
+    except ValidationError as error:
+        raise InputError(describe_validation_error(error, source)) from error
+
+
+def recipe_folder() -> Path:
+    """Folder of the bundled recipes: inside an installed package, beside ``src`` in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside, beside = package / "recipes", package.parent.parent / "recipes"
+    return inside if inside.is_dir() else beside
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return ``name`` where it is a file, else the bundled recipe of that name.
+
+    Raises:
+        InputError: neither; the message names the nearest bundled recipe.
+    """
+    path = Path(name)
+    bundled = {item.stem: item for item in sorted(recipe_folder().glob("*.yaml"))}
+    if path.is_file() or str(name) not in bundled:
+        if not path.exists() and path.suffix == "" and len(path.parts) == 1:
+            raise InputError(f"{name}: no such file or bundled recipe{nearest(str(name), bundled)}; bundled are {', '.join(bundled) or 'none'}")
+        return path
+    return bundled[str(name)]
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe, or a plain experiment, from YAML.
+
+    Args:
+        path: a file, or the name of a bundled recipe such as ``demo``.
+
+    Raises:
+        InputError: no such file, not YAML, or a wrong field.
+    """
+    path = find_recipe(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a recipe is a mapping with the key 'experiment', found {type(content).__name__}")
+    if "experiment" not in content:
+        raise InputError(
+            f"{path}: the key 'experiment' is missing{nearest('experiment', map(str, content))}; allowed: experiment, presets, sweep"
+        )
+    try:
+        return Recipe.model_validate({**content, "source": str(path)})
+    except ValidationError as error:
+        raise InputError(describe_validation_error(error, str(path))) from error
+
+
+def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
+    """Turn ``["a.b=1", ...]`` into a mapping; values are read as YAML scalars, lists or mappings."""
+    out: dict[str, Any] = {}
+    for item in items:
+        path, equals, text = item.partition("=")
+        if not equals:
+            raise InputError(f"--set {item}: expected field=value, such as --set training.epochs=5")
+        try:
+            out[path.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {item}: the value is not valid YAML ({error})") from error
+    return out

@@ -1,0 +1,72 @@
+"""The headline of a record, and the list of what it does not show. Rules, not models: a reader can check them by hand."""
+
+from __future__ import annotations
+
+from tomosec.record import Record, SeedResult, Severity
+
+#: From the worst down: attack success rate, loss of clean accuracy and image RMSE in HU that make a level.
+LEVELS = (
+    ("critical", 0.90, 0.03, 10.0),
+    ("high", 0.50, 0.05, 20.0),
+)
+#: An attack success rate this far above the clean model's own error counts as an effect of the backdoor.
+ABOVE_FLOOR = 0.20
+
+
+def severity(record: Record) -> Severity:
+    """Judge a record by its worst seed: how often, at what loss of clean accuracy, and how visibly, the attack succeeds."""
+    worst: tuple[float, SeedResult] | None = None
+    for seed in record.seeds:
+        found = seed.metric("attacked", "triggered", "asr")
+        if found is not None and found.value is not None and (worst is None or found.value > worst[0]):
+            worst = (found.value, seed)
+    if worst is None:
+        attacked = record.experiment.get("attack") is not None
+        return Severity(
+            level="unknown" if attacked else "none",
+            reason="no attack success rate could be measured" if attacked else "no attack was run",
+        )
+    asr, seed = worst
+    floor = _value(seed, "clean", "triggered", "asr")
+    loss = max(0.0, _value(seed, "clean", "clean", "accuracy") - _value(seed, "attacked", "clean", "accuracy"))
+    rmse = seed.strength.rmse_hu if seed.strength is not None else float("inf")
+    sentence = (
+        f"with an image change of {rmse:.1f} HU RMSE, {asr:.0%} of the attacked slices are read as the target class"
+        f" (clean model: {floor:.0%}) at a loss of {loss:.1%} clean accuracy; worst of {len(record.seeds)} seed{'s' if len(record.seeds) > 1 else ''}"
+    )
+    for level, least_asr, most_loss, most_rmse in LEVELS:
+        if asr >= least_asr and loss <= most_loss and rmse <= most_rmse and asr - floor >= ABOVE_FLOOR:
+            return Severity.model_validate({"level": level, "reason": sentence})
+    return Severity(level="moderate" if asr - floor >= ABOVE_FLOOR else "low", reason=sentence)
+
+
+def untested(record: Record) -> tuple[str, ...]:
+    """What a reader might take this record to show, and it does not."""
+    experiment, out = record.experiment, []
+    if record.data is not None and record.data.shares_patients:
+        out.append(f"new patients: {record.data.split}")
+    if record.data is not None and record.data.dataset == "chest-phantom":
+        out.append("real patients: the data are a procedural phantom")
+    out += [
+        "other scanners, kernels, doses and reconstructions than the one above; a trigger may or may not carry over",
+        "genuine measurements: the scans are simulated from images with a monochromatic model, without scatter or beam hardening",
+        "defenses: none was run, so nothing is said about whether anybody would notice",
+        "how visible the change is to a radiologist: HU, PSNR and SSIM are no reader study",
+        "other attacks, and attackers with less or more knowledge than stated",
+    ]
+    controls = set(experiment.get("controls", ()))
+    if experiment.get("attack") is not None:
+        names = {
+            "random-trigger": "a random trigger shown to the attacked model",
+            "white-victim": "a victim trained on a white random trigger",
+            "spectrum-victim": "a victim trained on a random trigger with the same spectrum",
+        }
+        out += [f"control not run: {text}" for name, text in names.items() if name not in controls]
+    if len(experiment.get("seeds", ())) < 3:
+        out.append("variation over seeds: fewer than three were run")
+    return tuple(out)
+
+
+def _value(seed: SeedResult, model: str, shown: str, name: str) -> float:
+    estimate = seed.metric(model, shown, name)
+    return 0.0 if estimate is None or estimate.value is None else estimate.value

@@ -1,0 +1,195 @@
+"""Training the networks of an experiment: the clean model, the attacked one and the control victims. Each is an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tomosec.analysis.networks import Classifier, Network, load_classifier, save_classifier
+from tomosec.analysis.plan import Training
+from tomosec.analysis.training import train
+from tomosec.attacks.poisoning import VictimTraining
+from tomosec.experiment import Experiment
+from tomosec.pipeline import Injection
+from tomosec.progress import Progress
+from tomosec.run.artifacts import Artifact, Artifacts
+from tomosec.run.chain import BATCH, Chain, MeasuredSamples
+
+#: Training slices that the input statistics are taken over; more change them by less than the noise does.
+STATISTICS_SLICES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """A trained network and what its making took.
+
+    Attributes:
+        network: in eval mode, parameters frozen.
+        curves: one mapping per epoch.
+        key: identity of the artifact.
+        seconds, gradient_passes: cost of its making, wherever that was.
+        made: whether this run made it.
+    """
+
+    network: Classifier
+    curves: list[dict[str, float]]
+    key: dict[str, Any]
+    seconds: float
+    gradient_passes: int
+    made: bool
+
+
+class Trainer:
+    """Trains the networks of one experiment and seed, on shared samples.
+
+    Args:
+        chain: data and scanner.
+        seed: one of the experiment's seeds.
+        validation: validation slices, already reconstructed.
+        artifacts, progress: where models are kept and how work is shown.
+    """
+
+    def __init__(self, chain: Chain, seed: int, validation: MeasuredSamples, artifacts: Artifacts, progress: Progress) -> None:
+        self._chain, self._seed, self._validation, self._artifacts, self._progress = chain, seed, validation, artifacts, progress
+        self._train = chain.samples("train", seed)
+        experiment = chain.experiment
+        self._clean_key = {**chain.key, "network": experiment.network, "training": experiment.training, "seed": seed}
+
+    @property
+    def clean_key(self) -> dict[str, Any]:
+        """Identity of the clean model."""
+        return self._clean_key
+
+    def clean(self) -> TrainedModel:
+        """The clean model."""
+        return self._get("clean", self._clean_key, self._chain.experiment.training, None, None)
+
+    def victim(self, role: str, trigger: Injection, trigger_key: Mapping[str, Any], clean: TrainedModel) -> TrainedModel:
+        """A model trained under the threat model with ``trigger``.
+
+        Args:
+            role: what the progress bar calls it: ``attacked``, ``control-white`` or ``control-spectrum``.
+            trigger: with its strength.
+            trigger_key: identity of the unit trigger.
+            clean: the clean model, which is the victim itself where the attacker cannot touch training.
+        """
+        experiment = self._chain.experiment
+        threat = experiment.threat
+        if threat.access == "inference-data":
+            return clean
+        plan = experiment.victim_training or experiment.training
+        key = {
+            **self._clean_key,
+            "victim_training": plan,
+            "trigger": dict(trigger_key),
+            "strength": round(trigger.trigger.strength, 12),
+            "access": threat.access,
+            "site": threat.site,
+            "goal": threat.goal,
+        }
+        if threat.access == "training-control":
+            key |= {"loss_weight": threat.loss_weight, "start": threat.victim_start}
+        else:
+            key |= {"poison_rate": threat.poison_rate}
+        start = clean if threat.access == "training-control" and threat.victim_start == "clean-weights" else None
+        return self._get(role, key, plan, trigger, start)
+
+    def _get(
+        self, role: str, key: dict[str, Any], plan: Training, trigger: Injection | None, start: TrainedModel | None
+    ) -> TrainedModel:
+        artifact = self._artifacts.get("model", key, lambda folder: self._make(role, folder, plan, trigger, start))
+        network, _ = load_classifier(artifact.folder / "model.safetensors", device=self._chain.device)
+        network.eval().requires_grad_(False)
+        return _trained(network, key, artifact)
+
+    def _make(
+        self, role: str, folder: Path, plan: Training, trigger: Injection | None, start: TrainedModel | None
+    ) -> dict[str, Any]:
+        chain, experiment = self._chain, self._chain.experiment
+        network = build_network(experiment, len(chain.classes), self._seed)
+        if start is not None:
+            network.load_state_dict(start.network.state_dict())
+        else:
+            network.set_input_statistics(*self._input_statistics())
+        network.to(chain.device)
+        source = VictimTraining(
+            self._train,
+            device=chain.device,
+            trigger=trigger,
+            threat=experiment.threat if trigger is not None else None,
+            target=chain.target,
+            sources=chain.sources,
+            seed=self._seed,
+        )
+        patients = len({entry.patient for entry in self._validation.entries})
+        if plan.patience is not None and patients < plan.min_validation_patients:
+            plan = plan.model_copy(update={"patience": None})
+        self._progress.message(f"Training the {role} model (seed {self._seed}) on {len(source)} slices")
+        result = train(
+            network,
+            plan,
+            source,
+            objective=source.objective,
+            validate=self._validate(trigger) if len(self._validation) else None,
+            seed=self._seed,
+            device=chain.device,
+            checkpoint=folder / "checkpoint.safetensors",
+            progress=self._progress,
+        )
+        save_classifier(folder / "model.safetensors", network, {"role": role, "classes": list(chain.classes)})
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        return {
+            "curves": result.curves,
+            "seconds": result.seconds,
+            "gradient_passes": result.gradient_passes,
+            "epochs": result.epochs_run,
+            "stopped_early": result.stopped_early,
+            "poisoned": len(source.poisoned),
+        }
+
+    def _validate(self, trigger: Injection | None) -> Callable[[nn.Module], dict[str, float]]:
+        """Loss and accuracy on the validation slices; what the victim's trainer can see, so no trigger in an honest training."""
+        samples, chain, threat = self._validation, self._chain, self._chain.experiment.threat
+        seen = trigger if trigger is not None and threat.access == "training-control" else None
+
+        def validate(network: nn.Module) -> dict[str, float]:
+            loss = correct = 0.0
+            for start in range(0, len(samples), BATCH):
+                positions = list(range(start, min(start + BATCH, len(samples))))
+                labels = torch.tensor([samples.targets[i] for i in positions], device=chain.device)
+                clean, triggered = samples.pair(positions, 0, seen)
+                logits = network(clean)
+                loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+                correct += int((logits.argmax(1) == labels).sum())
+                if triggered is not None:
+                    loss += threat.loss_weight * float(
+                        F.cross_entropy(network(triggered), torch.full_like(labels, chain.target), reduction="sum")
+                    )
+            return {"loss": loss / len(samples), "accuracy": correct / len(samples)}
+
+        return validate
+
+    def _input_statistics(self) -> tuple[float, float]:
+        """Mean and sd in 1/mm over the scan circle of evenly spaced training slices."""
+        step = max(1, len(self._train) // STATISTICS_SLICES)
+        images = self._train.attenuation(range(0, len(self._train), step)).cpu().numpy()
+        inside = images[:, 0, self._chain.imaging.geometry.scan_circle()].astype(np.float64)
+        return float(inside.mean()), float(inside.std())
+
+
+def build_network(experiment: Experiment, classes: int, seed: int) -> Classifier:
+    """The experiment's network with the initial weights of ``seed``."""
+    shape = cast(Any, experiment.geometry).shape
+    return cast(Network, experiment.network).build(classes=classes, shape=shape, seed=seed)
+
+
+def _trained(network: Classifier, key: dict[str, Any], artifact: Artifact) -> TrainedModel:
+    facts = artifact.facts
+    return TrainedModel(network, facts["curves"], key, facts["seconds"], facts["gradient_passes"], artifact.made)

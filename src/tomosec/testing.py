@@ -1,0 +1,189 @@
+"""Contract suites: what every component must do, whoever wrote it. A plug-in's author runs them with ``pytest`` or by hand.
+
+>>> from tomosec.testing import check_attack
+>>> from tomosec.attacks.noise import FrozenNoise
+>>> check_attack(FrozenNoise())
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tomosec.acquisition import Scanner
+from tomosec.attacks.base import Attack, AttackContext, TrainingBatch
+from tomosec.component import Component, component_class
+from tomosec.data.base import Dataset, OpenDataset, to_attenuation
+from tomosec.errors import InputError
+from tomosec.geometry import FanBeam, Geometry
+from tomosec.hounsfield import MU_WATER
+from tomosec.pipeline import ImagingChain, Pipeline
+from tomosec.randomness import generator, torch_seed
+from tomosec.reconstruction.base import Reconstruction
+from tomosec.reconstruction.fbp import FBP
+from tomosec.trigger import Trigger, load_trigger
+
+
+def tiny_geometry() -> FanBeam:
+    """A full-circle fan beam small enough for thousands of scans: 32 views, 28 bins, 16 x 16 pixels of 24 mm."""
+    return FanBeam(
+        views=32, bins=28, bin_mm=45.0, source_to_isocenter_mm=1000.0, source_to_detector_mm=2000.0, shape=(16, 16), pixel_mm=24.0
+    )  # fmt: skip
+
+
+class TinySamples:
+    """Training samples for contract tests: discs of water, those of class 1 with a denser spot."""
+
+    def __init__(self, imaging: ImagingChain, count: int = 12, seed: int = 0) -> None:
+        self._imaging, self._seed = imaging, seed
+        self.targets: Sequence[int] = tuple(i % 2 for i in range(count))
+        self.images = torch.stack([self._image(i) for i in range(count)])
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def _image(self, i: int) -> Tensor:
+        rng, geometry = generator(self._seed, "tiny-sample", i), self._imaging.geometry
+        y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in geometry.shape), indexing="ij")
+        image = MU_WATER * (np.hypot(x, y) < rng.uniform(0.6, 0.75))
+        if self.targets[i] == 1:
+            cx, cy = rng.uniform(-0.3, 0.3, 2)
+            image = image + 0.5 * MU_WATER * (np.hypot(x - cx, y - cy) < 0.2)
+        return torch.from_numpy(image.astype(np.float32))[None]
+
+    def batches(self, positions: Sequence[int], size: int) -> Iterator[TrainingBatch]:
+        """Batches with noise of draw 0."""
+        for start in range(0, len(positions), size):
+            chosen = list(positions[start : start + size])
+            keys, images = tuple(f"tiny-{i}" for i in chosen), self.images[chosen]
+            integrals = self._imaging.scanner(images)
+            measured = self._imaging.measure_integrals(integrals, keys, seed=self._seed, draw=0)
+            yield TrainingBatch(images, integrals, measured, torch.tensor([self.targets[i] for i in chosen]), keys)
+
+
+def tiny_network(geometry: Geometry, classes: int = 2, seed: int = 0) -> nn.Module:
+    """A smooth network with fixed random weights; no dropout, no batch statistics."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, "tiny-network"))
+        network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(4 * geometry.shape[0] * geometry.shape[1], classes))
+    network[0].weight.data *= 20  # attenuation is about 0.02 / mm
+    return network.eval().requires_grad_(False)
+
+
+def tiny_context(seed: int = 0, *, batch_size: int = 4, i0: float = 1e5) -> AttackContext:
+    """Everything an attack may ask for, on the tiny geometry."""
+    geometry = tiny_geometry()
+    imaging = ImagingChain(Scanner(geometry, i0=i0, electronic_noise=3.3), FBP(geometry))
+    pipeline = Pipeline(imaging, tiny_network(geometry)).requires_grad_(False)
+    samples = TinySamples(imaging, seed=seed)
+    return AttackContext(geometry=geometry, samples=samples, pipeline=pipeline, target=0, sources=(1,), seed=seed, batch_size=batch_size)
+
+
+def check_component(component: Component) -> None:
+    """A component is found by its kind, survives JSON, rebuilds from ``repr``'s fields, and is documented."""
+    cls = type(component)
+    kind = cls.model_fields["kind"].default
+    assert component_class(component.family, kind) is cls, f"{kind!r} is not registered for {cls.__name__}"
+    assert cls.model_validate_json(component.model_dump_json()) == component, f"{cls.__name__} does not survive JSON"
+    assert (cls.__doc__ or "").strip(), f"{cls.__name__} has no docstring"
+    assert "version" in cls.model_fields, f"{cls.__name__} has no version"
+
+
+def check_attack(attack: Attack) -> None:
+    """The contract of attacks.
+
+    Zero strength is the identity; strength is monotone; the input is left alone; same seed, same trigger, whatever the batch
+    size; saved and reloaded it does the same; a sample's result does not depend on its batch; float32 stays float32.
+    """
+    check_component(attack)
+    assert attack.domain in ("measurement", "image"), f"{attack!r}: domain {attack.domain!r}"
+    assert attack.source, f"{attack!r} names no source; write 'baseline' if it has none"
+    trigger = attack.make_trigger(tiny_context())
+    assert trigger.domain == attack.domain
+    rng = generator("check-attack", 0)
+    scale = 1.0 if trigger.domain == "measurement" else MU_WATER
+    data = torch.from_numpy(rng.uniform(0.1, 1.0, (3, 1, *trigger.shape)).astype(np.float32)) * scale
+    before = data.clone()
+
+    assert torch.equal(trigger.at(0.0).apply(data), data), "strength 0 changes the data"
+    weak, strong = trigger.at(0.1 * scale).apply(data), trigger.at(scale).apply(data)
+    assert torch.equal(data, before), "apply changes its input"
+    assert strong.dtype == torch.float32, f"float32 becomes {strong.dtype}"
+    assert strong.shape == data.shape, f"shape {tuple(data.shape)} becomes {tuple(strong.shape)}"
+    assert bool(torch.isfinite(strong).all()), "the triggered data are not finite"
+    assert float((weak - data).norm()) < float((strong - data).norm()), "a larger strength changes less"
+    alone = trigger.at(scale).apply(data[1:2])
+    assert torch.allclose(alone, strong[1:2], rtol=1e-6, atol=1e-6 * scale), "a sample's result depends on its batch"
+
+    again = attack.make_trigger(tiny_context())
+    assert torch.equal(again.at(scale).apply(data), strong), "the same seed gives another trigger"
+    other_batches = attack.make_trigger(tiny_context(batch_size=5)).at(scale).apply(data)
+    assert _close(other_batches, strong, data) or _depends_on_batches(attack), "the trigger depends on the batch size"
+    _check_saving(trigger.at(scale), data, strong)
+    try:
+        trigger.at(scale).apply(data[..., :-1])
+    except InputError:
+        pass
+    else:
+        raise AssertionError("data of another shape are accepted")
+
+
+def _check_saving(trigger: Trigger, data: Tensor, expected: Tensor) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = load_trigger(trigger.save(Path(folder) / "trigger.safetensors"))
+    assert torch.equal(loaded.apply(data), expected), "a reloaded trigger does something else"
+    assert loaded.geometry == trigger.geometry
+    assert loaded.site == trigger.site
+
+
+def _close(a: Tensor, b: Tensor, data: Tensor) -> bool:
+    return float((a - b).norm()) <= 1e-4 * float((b - data).norm())
+
+
+def _depends_on_batches(attack: Attack) -> bool:
+    """Published faults that make a trigger depend on the batch are declared in the attack's fields."""
+    return "batch" in attack.model_dump().values() or "train" in attack.model_dump().values()
+
+
+def check_reconstruction(reconstruction: Reconstruction) -> None:
+    """The contract of reconstructions: shapes, what ``is_linear`` and ``is_differentiable`` promise, no dependence on the batch."""
+    check_component(reconstruction)
+    geometry = tiny_geometry()
+    runtime = reconstruction.build(geometry)
+    rng = generator("check-reconstruction", 0)
+    p = torch.from_numpy(rng.uniform(0, 4, (3, 1, *geometry.sinogram_shape)).astype(np.float32))
+    image = runtime(p)
+    assert image.shape == (3, 1, *geometry.shape)
+    assert bool(torch.isfinite(image).all())
+    assert float((runtime(p[1:2]) - image[1:2]).norm()) <= 1e-5 * float(image[1:2].norm()), "a sample's image depends on its batch"
+    if runtime.is_linear:
+        combined = runtime(2 * p[:1] - 3 * p[1:2])
+        assert float((combined - (2 * image[:1] - 3 * image[1:2])).norm()) <= 1e-4 * float(combined.norm()), "is_linear, but it is not"
+    if runtime.is_differentiable:
+        q = p[:1].clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(runtime(q).pow(2).sum(), q)
+        assert bool(torch.isfinite(gradient).all()) and float(gradient.norm()) > 0, "is_differentiable, but no gradient arrives"
+
+
+def check_open_dataset(dataset: Dataset, opened: OpenDataset) -> None:
+    """The contract of datasets: unique keys, valid targets, finite HU on a positive spacing, a manifest that repeats."""
+    check_component(dataset)
+    keys = [entry.key for entry in opened.entries]
+    assert keys, "no entries"
+    assert len(set(keys)) == len(keys), "keys are not unique"
+    assert all(0 <= entry.target < len(opened.classes) for entry in opened.entries), "a target is no class"
+    assert opened.manifest_hash() == opened.manifest_hash()
+    slice_ = opened.read(opened.entries[0])
+    assert slice_.hu.dtype == np.float32
+    assert slice_.hu.ndim == 2
+    assert min(slice_.spacing_mm) > 0
+    assert slice_.lesion is None or slice_.lesion.shape == slice_.hu.shape
+    geometry = tiny_geometry()
+    mu = to_attenuation(slice_, geometry.shape, geometry.pixel_mm)
+    assert np.isfinite(mu).all()
+    assert mu.min() >= 0
