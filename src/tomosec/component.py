@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
@@ -133,9 +132,18 @@ def parse_component(family: str, value: Any) -> Any:
     return component_class(family, str(value["kind"])).model_validate(dict(value))
 
 
-def of_family(family: str) -> Any:
-    """Return the annotations of a field that holds a component: ``Annotated[Component, *of_family("attack")]``."""
-    return BeforeValidator(partial(parse_component, family))
+def of_family(family: str, *, optional: bool = False) -> Any:
+    """Return the annotation of a field that holds a component of ``family``, to be used with ``Annotated``.
+
+    Args:
+        family: the component family.
+        optional: whether the field may be None.
+    """
+
+    def parse(value: Any) -> Any:
+        return None if optional and value is None else parse_component(family, value)
+
+    return BeforeValidator(parse)
 
 
 def canonical(value: Any) -> Any:
@@ -145,7 +153,7 @@ def canonical(value: Any) -> Any:
     """
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
-        out = {name: canonical(getattr(value, name)) for name in ("kind", "version") if name in fields}
+        out: dict[str, Any] = {name: canonical(getattr(value, name)) for name in ("kind", "version") if name in fields}
         for name, info in fields.items():
             item = getattr(value, name)
             if name not in out and (info.is_required() or item != info.get_default(call_default_factory=True)):

@@ -24,6 +24,9 @@ from tomosec.threat import ThreatModel
 #: Raised when a change outside any one component moves the numbers (noise, metrics, the order of operations).
 NUMERICS_VERSION = 1
 
+#: More is a typing error; a list of them would not even fit in memory.
+MOST_SEEDS = 1000
+
 Control = Literal["random-trigger", "white-victim", "spectrum-victim"]
 #: Fields that describe an experiment to people and change no number.
 DESCRIPTIVE = frozenset({"title", "description"})
@@ -59,7 +62,7 @@ class Experiment(Value):
     training: Training = Training()
     victim_training: Training | None = None
     threat: ThreatModel = ThreatModel()
-    attack: Annotated[SerializeAsAny[Component] | None, of_family("attack")] = None
+    attack: Annotated[SerializeAsAny[Component] | None, of_family("attack", optional=True)] = None
     controls: tuple[Control, ...] = ("random-trigger", "white-victim", "spectrum-victim")
     seeds: tuple[int, ...] = (0, 1, 2)
     detail: tuple[Literal["unscanned-images"], ...] = ()
@@ -69,22 +72,20 @@ class Experiment(Value):
     def _count_of_seeds(cls, value: Any) -> Any:
         if isinstance(value, bool):
             raise ValueError("seeds are a count or a list of integers")
+        if isinstance(value, int) and value > MOST_SEEDS:
+            raise ValueError(f"{value} seeds; at most {MOST_SEEDS}. To name one seed, write a list: [{value}]")
         return tuple(range(value)) if isinstance(value, int) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be one or more different integers from 0, got {list(self.seeds)}")
-        if self.attack is not None and getattr(type(self.attack), "domain", None) == "image" and self.threat.site != "image":
-            raise ValueError(
-                f"attack {self.attack.kind!r} acts on images, but threat.site is {self.threat.site!r}; set threat.site: image"
-            )  # type: ignore[attr-defined]
-        if (
-            self.attack is not None
-            and getattr(type(self.attack), "domain", None) == "measurement"
-            and self.threat.site == "image"
-        ):
-            raise ValueError(f"attack {self.attack.kind!r} acts on measured data; threat.site must be counts or line-integrals")  # type: ignore[attr-defined]
+        # By name: the attack's own class is beyond this torch-free storey.
+        kind, domain = getattr(self.attack, "kind", ""), getattr(self.attack, "domain", "")
+        if domain == "image" and self.threat.site != "image":
+            raise ValueError(f"attack {kind!r} acts on images, but threat.site is {self.threat.site!r}; set threat.site: image")
+        if domain == "measurement" and self.threat.site == "image":
+            raise ValueError(f"attack {kind!r} acts on measured data; threat.site must be counts or line-integrals")
         return self
 
     def identity(self, manifest: str) -> str:
@@ -129,21 +130,29 @@ class Recipe(Value):
         Raises:
             InputError: an unknown preset or field, or a value that is not allowed; the message names the field.
         """
-        changes: dict[str, Any] = {}
+        changes: Mapping[str, Any] = {}
         if preset is not None:
             if preset not in self.presets:
-                raise InputError(
-                    f"{self.source}: no preset {preset!r}{nearest(preset, self.presets)}; there are {', '.join(self.presets) or 'none'}"
-                )
-            changes.update(self.presets[preset])
+                there = ", ".join(self.presets) or "none"
+                raise InputError(f"{self.source}: no preset {preset!r}{nearest(preset, self.presets)}; there are {there}")
+            changes = self.presets[preset]
         cells = self.sweep.overrides() if self.sweep is not None else [{}]
-        return [parse_experiment(self._with({**changes, **cell, **(overrides or {})}), self.source) for cell in cells]
+        return [parse_experiment(self._with(changes, cell, overrides or {}), self.source) for cell in cells]
 
-    def _with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        fields: dict[str, Any] = json.loads(json.dumps(self.experiment))
-        for path, value in changes.items():
-            set_field(fields, path, value)
+    def _with(self, *layers: Mapping[str, Any]) -> dict[str, Any]:
+        # One layer after the other: a kind that a later layer changes must drop what an earlier one set for the old kind.
+        fields: dict[str, Any] = _copied(self.experiment)
+        for changes in layers:
+            for path, value in changes.items():
+                set_field(fields, path, _copied(value))
         return fields
+
+
+def _copied(value: Any) -> Any:
+    """Copy plain data so that no part is shared: a YAML alias must not let one override change two fields."""
+    if isinstance(value, dict):
+        return {str(key): _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
 def set_field(fields: dict[str, Any], path: str, value: Any) -> None:
@@ -199,7 +208,8 @@ def find_recipe(name: str | Path) -> Path:
     bundled = {item.stem: item for item in sorted(recipe_folder().glob("*.yaml"))}
     if path.is_file() or str(name) not in bundled:
         if not path.exists() and path.suffix == "" and len(path.parts) == 1:
-            raise InputError(f"{name}: no such file or bundled recipe{nearest(str(name), bundled)}; bundled are {', '.join(bundled) or 'none'}")
+            there = ", ".join(bundled) or "none"
+            raise InputError(f"{name}: no such file or bundled recipe{nearest(str(name), bundled)}; bundled are {there}")
         return path
     return bundled[str(name)]
 
@@ -215,19 +225,21 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     path = find_recipe(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _copied(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
+        beside = [item.name for item in path.parent.glob("*.y*ml")]
+        raise InputError(f"{path}: no such file{nearest(path.name, beside)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply, or a part that contains itself") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: a recipe is a mapping with the key 'experiment', found {type(content).__name__}")
     if "experiment" not in content:
-        raise InputError(
-            f"{path}: the key 'experiment' is missing{nearest('experiment', map(str, content))}; allowed: experiment, presets, sweep"
-        )
+        hint = nearest("experiment", content)
+        raise InputError(f"{path}: the key 'experiment' is missing{hint}; allowed: experiment, presets, sweep")
     try:
         return Recipe.model_validate({**content, "source": str(path)})
     except ValidationError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from tomosec.analysis.networks import Classifier
 from tomosec.hounsfield import HU_PER_MU, mu_to_hu
 from tomosec.metrics.image import image_stealth, sinogram_stealth
+from tomosec.metrics.statistics import Estimate, average
 from tomosec.metrics.table import SampleTable
 from tomosec.pipeline import Injection
 from tomosec.run.chain import BATCH, Chain, MeasuredSamples
@@ -24,70 +25,57 @@ EXAMPLES = 4
 
 
 @torch.no_grad()
-def predictions(
-    table: SampleTable,
-    samples: MeasuredSamples,
-    network: Classifier,
-    trigger: Injection | None,
-    *,
-    model: str,
-    input: str,  # noqa: A002
-    positions: Sequence[int] | None = None,
-) -> None:
-    """Append one row per sample: what ``network`` reads on draw-0 images, with ``trigger`` or without."""
-    chosen = list(range(len(samples))) if positions is None else list(positions)
-    for start in range(0, len(chosen), BATCH):
-        batch = chosen[start : start + BATCH]
-        clean, triggered = samples.pair(batch, 0, trigger)
-        append(table, samples, network, clean if triggered is None else triggered, batch, model=model, input=input)
+def predict(samples: MeasuredSamples, network: Classifier, trigger: Injection | None, *, model: str, shown: str) -> SampleTable:
+    """One row per sample: what ``network`` reads on draw-0 images, with ``trigger`` or without.
+
+    ``model`` and ``shown`` name the condition: the table's columns ``model`` and ``input``.
+    """
+
+    def images(positions: list[int]) -> Tensor:
+        clean, triggered = samples.pair(positions, 0, trigger)
+        return clean if triggered is None else triggered
+
+    return predict_images(samples, network, images, model=model, shown=shown)
 
 
 @torch.no_grad()
-def append(
-    table: SampleTable,
-    samples: MeasuredSamples,
-    network: Classifier,
-    images: Tensor,
-    positions: Sequence[int],
-    *,
-    model: str,
-    input: str,  # noqa: A002
-) -> None:
-    """Append the readings of given images."""
-    labels, probabilities = network.predict(images)
-    for i, label, scores in zip(positions, labels.tolist(), probabilities.tolist(), strict=True):
-        entry = samples.entries[i]
-        table.append(
-            seed=samples.seed,
-            model=model,
-            input=input,
-            sample=entry.key,
-            patient=entry.patient,
-            target=entry.target,
-            prediction=label,
-            scores=tuple(scores),
-        )
+def predict_images(
+    samples: MeasuredSamples, network: Classifier, images: Callable[[list[int]], Tensor], *, model: str, shown: str
+) -> SampleTable:
+    """As :func:`predict`, of the images that ``images`` gives for positions."""
+    scores = []
+    for start in range(0, len(samples), BATCH):
+        scores.append(network.predict(images(list(range(start, min(start + BATCH, len(samples))))))[1].double().cpu())
+    return SampleTable.from_predictions(
+        seed=samples.seed,
+        model=model,
+        input=shown,
+        samples=[entry.key for entry in samples.entries],
+        patients=[entry.patient for entry in samples.entries],
+        targets=samples.targets,
+        scores=torch.cat(scores).numpy(),
+    )
 
 
 @torch.no_grad()
-def stealth(
-    chain: Chain, samples: MeasuredSamples, positions: Sequence[int], trigger: Injection
-) -> dict[str, tuple[list[float], list[str]]]:
-    """Per-sample stealth of a trigger: metric to (values, patients), on draw-0 images with their noise."""
+def stealth(chain: Chain, samples: MeasuredSamples, positions: Sequence[int], trigger: Injection) -> dict[str, Estimate]:
+    """How visible a trigger is on draw-0 images of some samples, and in their sinograms against the noise."""
     values: dict[str, list[float]] = {}
-    patients = [samples.entries[i].patient for i in positions]
     for start in range(0, len(positions), BATCH):
         batch = list(positions[start : start + BATCH])
         clean, triggered = samples.pair(batch, 0, trigger)
         assert triggered is not None
-        found = dict(image_stealth(clean, triggered, samples.body(batch)))
-        if isinstance(trigger.trigger, AdditiveTrigger) and trigger.trigger.domain == "measurement":
+        found = image_stealth(clean, triggered, samples.body(batch))
+        if trigger.trigger.domain == "measurement":
             integrals = samples.integrals(batch)
-            change = trigger.trigger.strength * trigger.trigger.pattern.to(integrals.device)
-            found |= sinogram_stealth(change, integrals, chain.imaging.scanner.noise_sd(integrals))
-        for name, per_sample in found.items():
-            values.setdefault(name, []).extend(float(v) for v in per_sample)
-    return {name: (column, patients) for name, column in values.items()}
+            noise = chain.imaging.scanner.noise_sd(integrals) if chain.imaging.scanner.is_noisy else None
+            change = trigger.trigger.apply(integrals) - integrals
+            found |= {f"sinogram_{name}": column for name, column in sinogram_stealth(change, noise, integrals).items()}
+        for name, column in found.items():
+            values.setdefault(name, []).extend(column.tolist())
+    patients = [samples.entries[i].patient for i in positions]
+    targets = [samples.targets[i] for i in positions]
+    return {name: average(column, patients, targets, class_names=chain.classes) for name, column in values.items()}
 
 
 @dataclass(slots=True)
@@ -160,11 +148,8 @@ def examples(
 
 
 def _pick(samples: MeasuredSamples, table: SampleTable, chain: Chain) -> list[int]:
-    fooled = {
-        (row.sample)
-        for row in table.rows()
-        if row.model == "attacked" and row.input == "triggered" and row.prediction == chain.target and row.seed == samples.seed
-    }
+    attacked = table.select(model="attacked", input="triggered")
+    fooled = set(attacked.sample[attacked.prediction == chain.target].tolist())
     candidates = [i for i, target in enumerate(samples.targets) if target in chain.sources]
     # One slice per patient first, from the middle of what there is of that patient; fooled ones before the others.
     by_patient: dict[str, list[int]] = {}

@@ -46,12 +46,12 @@ def _git() -> tuple[str, bool | None]:
     if not (folder / ".git").exists():
         return "", None
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
-        )  # noqa: S603, S607
-        status = subprocess.run(
-            ["git", "-C", str(folder), "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True
-        )  # noqa: S603, S607
+        return _run_git(folder, "rev-parse", "HEAD"), bool(_run_git(folder, "status", "--porcelain", "-uno"))
     except (OSError, subprocess.SubprocessError):
         return "", None
-    return commit.stdout.strip(), bool(status.stdout.strip())
+
+
+def _run_git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 (fixed arguments)
+    return done.stdout.strip()

@@ -132,16 +132,16 @@ def rescore(store: Store, experiment_id: str) -> Record:
     record = store.read(experiment_id)
     if record.status != "success" or record.data is None:
         raise InputError(f"{store.folder(experiment_id)}: status {record.status}; only a successful run can be rescored")
-    table = SampleTable.read_csv(store.folder(experiment_id) / "samples.csv")
+    table = SampleTable.read(store.folder(experiment_id) / "samples.csv")
     if len(table) != record.sample_rows:
         raise InputError(
             f"{store.folder(experiment_id) / 'samples.csv'}: {len(table)} rows, the record says {record.sample_rows}"
         )
-    goal = record.experiment["threat"]["goal"]
+    goal, classes = record.experiment["threat"]["goal"], list(record.data.classes)
+    target = classes.index(goal["target"])
+    sources = [classes.index(name) for name in goal["sources"]] or [k for k in range(len(classes)) if k != target]
     seeds = tuple(
-        seed.model_copy(
-            update={"conditions": conditions(table.select(seed=seed.seed), record.data.classes, goal["target"], goal["sources"])}
-        )
+        seed.model_copy(update={"conditions": conditions(table.select(seed=seed.seed), classes, target, sources)})
         for seed in record.seeds
     )
     updated = record.model_copy(update={"seeds": seeds, "summary": summarise(seeds)})
@@ -164,8 +164,8 @@ def summarise(seeds: tuple[SeedResult, ...]) -> dict[str, SeedSummary]:
 
 def _finish(record: Record, chain: Chain, runs: list[SeedRun], folder: Path, seconds: float) -> Record:
     """Write the table, the triggers and the examples, then fill the record."""
-    table = SampleTable.concatenate([run.table for run in runs])
-    table.write_csv(folder / "samples.csv")
+    table = SampleTable.concat(run.table for run in runs)
+    table.write(folder / "samples.csv")
     for seed_run in runs:
         if seed_run.trigger is not None:
             seed_run.trigger.save(folder / f"trigger-seed{seed_run.result.seed}.safetensors")

@@ -4,9 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tomosec.metrics.attack import attack_success_rate, classification_metrics
+from tomosec.metrics.attack import (
+    attack_success_rate,
+    attack_success_rate_on_correct,
+    classification_metrics,
+    patient_attack_success_rate,
+    robust_accuracy,
+)
+from tomosec.metrics.statistics import Estimate
 from tomosec.metrics.table import SampleTable
 from tomosec.record import Condition
 
-#: Inputs that carry a trigger, real or random; everything else is clean.
+#: Inputs that carry a trigger, real or random; the others are measured by how well they are classified.
 TRIGGERED_INPUTS = ("triggered", "random")
+
+
+def conditions(table: SampleTable, classes: Sequence[str], target: int, sources: Sequence[int]) -> tuple[Condition, ...]:
+    """Metrics of every (model, input) of one seed's rows, in the order of the table.
+
+    Args:
+        table: rows of one seed.
+        classes: class names.
+        target: the attacker's class.
+        sources: the attacked classes; sensitivity is that of the first of them.
+    """
+    pairs = dict.fromkeys(zip(table.model.tolist(), table.input.tolist(), strict=True))
+    reference = table.select(model="clean", input="clean")
+    out = []
+    for model, shown in pairs:
+        rows = table.select(model=model, input=shown)
+        metrics = classification_metrics(rows, classes, positive=sources[0])
+        if shown in TRIGGERED_INPUTS:
+            clean = table.select(model=model, input="clean")
+            metrics |= _attack_metrics(rows, reference, clean, classes, target, sources)
+        out.append(Condition(model=model, input=shown, metrics=metrics))
+    return tuple(out)
+
+
+def _attack_metrics(
+    rows: SampleTable, reference: SampleTable, clean: SampleTable, classes: Sequence[str], target: int, sources: Sequence[int]
+) -> dict[str, Estimate]:
+    return {
+        "asr": attack_success_rate(rows, target, sources, class_names=classes),
+        "asr_on_correct": attack_success_rate_on_correct(rows, reference, target, sources, class_names=classes),
+        "patient_asr": patient_attack_success_rate(rows, target, sources, class_names=classes, clean=clean),
+        "robust_accuracy": robust_accuracy(rows, target, sources, class_names=classes),
+    }

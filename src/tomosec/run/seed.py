@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,18 +11,18 @@ from typing import Any, cast
 
 import torch
 
+from tomosec.analysis.networks import Classifier
 from tomosec.attacks.base import Attack, AttackContext
 from tomosec.attacks.noise import random_phases, white_pattern
 from tomosec.errors import NotApplicable
 from tomosec.metrics.attack import attack_success_rate
-from tomosec.metrics.statistics import Estimate, mean_estimate
 from tomosec.metrics.table import SampleTable
 from tomosec.pipeline import Injection, Pipeline
 from tomosec.progress import Progress
 from tomosec.record import Cost, SeedResult, Strength
-from tomosec.run.artifacts import Artifacts
+from tomosec.run.artifacts import Artifact, Artifacts
 from tomosec.run.chain import Chain, reconstructed_samples
-from tomosec.run.evaluate import Examples, append, examples, predictions, stealth
+from tomosec.run.evaluate import Examples, examples, predict, predict_images, stealth
 from tomosec.run.score import conditions
 from tomosec.run.strength import Scaled, Scaler
 from tomosec.run.victims import TrainedModel, Trainer
@@ -30,7 +31,7 @@ from tomosec.trigger import AdditiveTrigger, Trigger, load_trigger
 
 @dataclass(slots=True)
 class SeedRun:
-    """What one seed leaves: its result, its rows, its trigger and its example images."""
+    """What one seed leaves: its result, its rows, its trigger as shown at test time, and its example images."""
 
     result: SeedResult
     table: SampleTable
@@ -49,77 +50,89 @@ class SeedRunner:
         self._test = reconstructed_samples(chain, "test", seed, artifacts, progress)
         self._trainer = Trainer(chain, seed, self._validation, artifacts, progress)
         self._scaler = Scaler(chain, seed)
-        self._table = SampleTable()
+        self._tables: list[SampleTable] = []
         self._models: dict[str, TrainedModel] = {}
-        self._trigger_cost: dict[str, Any] = {}
+        self._trigger_artifact: Artifact | None = None
 
     def run(self) -> SeedRun:
         """Train, attack, control and measure."""
         self._models["clean"] = clean = self._trainer.clean()
-        predictions(self._table, self._test, clean.network, None, model="clean", input="clean")
+        self._show(clean.network, None, model="clean", shown="clean")
         if "unscanned-images" in self._experiment.detail:
-            self._unscanned(clean)
+            self._show_unscanned(clean.network)
         if self._experiment.attack is None:
-            return SeedRun(self._result(None, {}, {}), self._table)
+            return SeedRun(self._result(), SampleTable.concat(self._tables))
         trigger, key = self._unit_trigger(clean)
         chosen, tried = self._choose(self._chain.imaging.inject(trigger), key, clean)
-        attacked = self._models["attacked"]
         at_test = self._at_test(chosen.injection)
-        for model, network in (("clean", clean.network), ("attacked", attacked.network)):
-            predictions(self._table, self._test, network, at_test, model=model, input="triggered")
-        predictions(self._table, self._test, attacked.network, None, model="attacked", input="clean")
+        attacked = self._models["attacked"].network
+        self._show(attacked, None, model="attacked", shown="clean")
+        for model, network in (("clean", clean.network), ("attacked", attacked)):
+            self._show(network, at_test, model=model, shown="triggered")
         random = self._controls(chosen, clean)
+        return self._measured(chosen, tried, at_test, random)
+
+    def _measured(self, chosen: Scaled, tried: list[dict[str, float]], at_test: Injection, random: Injection) -> SeedRun:
+        """Stealth, examples and the result."""
+        table = SampleTable.concat(self._tables)
         sources = [i for i, target in enumerate(self._test.targets) if target in self._chain.sources]
-        visible = self._stealth(sources, at_test)
-        random_visible = self._stealth(sources, random) if random is not None else {}
-        budget = self._experiment.threat.budget
         strength = Strength(
-            unit=budget.unit,
+            unit=self._experiment.threat.budget.unit,
             budget=chosen.budget,
             strength=chosen.injection.trigger.strength,
             rmse_hu=chosen.rmse_hu,
             tried=tuple(tried),
             validation_slices=len(self._validation),
         )
-        networks = {"clean model": clean.network, "attacked model": attacked.network}
-        shown = examples(self._chain, self._test, self._table, networks, at_test, random)
-        return SeedRun(
-            self._result(strength, visible, random_visible), self._table, at_test.trigger, at_test.why_not_linear, shown
+        result = self._result(
+            strength=strength,
+            stealth=stealth(self._chain, self._test, sources, at_test),
+            random_stealth=stealth(self._chain, self._test, sources, random),
         )
+        networks = {"clean model": self._models["clean"].network, "attacked model": self._models["attacked"].network}
+        shown = examples(self._chain, self._test, table, networks, at_test, random)
+        return SeedRun(result, table, at_test.trigger, at_test.why_not_linear, shown)
+
+    def _show(self, network: Classifier, trigger: Injection | None, *, model: str, shown: str) -> None:
+        """Let a network read the test slices."""
+        self._tables.append(predict(self._test, network, trigger, model=model, shown=shown))
+
+    def _show_unscanned(self, network: Classifier) -> None:
+        """Ground truth that was never scanned: what the released code measures clean accuracy on."""
+        circle = self._chain.imaging.circle
+        images = predict_images(
+            self._test, network, lambda positions: self._test.attenuation(positions) * circle, model="clean", shown="unscanned"
+        )
+        self._tables.append(images)
 
     def _unit_trigger(self, clean: TrainedModel) -> tuple[Trigger, dict[str, Any]]:
         """The attack's trigger with unit RMS; an artifact of its own, whatever strength it is used at."""
-        attack, goal = cast(Attack, self._experiment.attack), self._experiment.threat.goal
-        key = {**self._trainer.clean_key, "attack": attack, "goal": goal}
+        attack, threat = cast(Attack, self._experiment.attack), self._experiment.threat
+        missing = self._missing(attack)
+        if missing:
+            raise NotApplicable(f"attack {getattr(attack, 'kind', '')!r}: needs {missing}")
+        key = {**self._trainer.clean_key, "attack": attack, "goal": threat.goal}
 
         def make(folder: Path) -> dict[str, Any]:
-            chain = self._chain
-            pipeline = Pipeline(chain.imaging, clean.network).requires_grad_(False)
             context = AttackContext(
-                geometry=chain.imaging.geometry,
-                samples=chain.samples("train", self._seed),
-                pipeline=pipeline,
-                target=chain.target,
-                sources=chain.sources,
+                geometry=self._chain.imaging.geometry,
+                samples=self._chain.samples("train", self._seed),
+                pipeline=Pipeline(self._chain.imaging, clean.network).requires_grad_(False),
+                target=self._chain.target,
+                sources=self._chain.sources,
                 seed=self._seed,
                 progress=self._progress,
-                device=chain.device,
+                device=self._chain.device,
             )
-            missing = self._missing(attack)
-            if missing:
-                raise NotApplicable(f"{attack.kind}: needs {missing}")  # type: ignore[attr-defined]
             self._progress.message(f"Making the trigger (seed {self._seed})")
             path = attack.make_trigger(context).save(folder / "trigger.safetensors")
             return {"gradient_passes": context.gradient_passes, "bytes": path.stat().st_size}
 
-        artifact = self._artifacts.get("trigger", key, make)
-        self._trigger_cost = {**artifact.facts, "made": artifact.made}
-        return load_trigger(artifact.folder / "trigger.safetensors").at(1.0, site=self._site()), key
-
-    def _site(self) -> Any:
-        return self._experiment.threat.site
+        self._trigger_artifact = artifact = self._artifacts.get("trigger", key, make)
+        return load_trigger(artifact.folder / "trigger.safetensors").at(1.0, site=threat.site), key
 
     def _missing(self, attack: Attack) -> str:
+        """What the attack needs and this chain does not have, or an empty string."""
         reconstructor = self._chain.imaging.reconstructor
         lacking = {
             "differentiable-reconstruction": not reconstructor.is_differentiable,
@@ -130,137 +143,102 @@ class SeedRunner:
 
     def _at_test(self, injection: Injection) -> Injection:
         """The trigger as it is shown at test time."""
-        trigger = cast(Attack, self._experiment.attack).at_test_time(injection.trigger)
-        return injection.at(trigger.strength)
+        return injection.at(cast(Attack, self._experiment.attack).at_test_time(injection.trigger).strength)
 
     def _choose(self, injection: Injection, key: Mapping[str, Any], clean: TrainedModel) -> tuple[Scaled, list[dict[str, float]]]:
         """Try the budgets from the smallest and keep one, by validation alone."""
-        budget, tried, results = self._experiment.threat.budget, [], []
-        validation = SampleTable()
-        if len(self._validation):
-            predictions(validation, self._validation, clean.network, None, model="clean", input="clean")
+        budget = self._experiment.threat.budget
+        tried: list[dict[str, float]] = []
+        results: list[tuple[bool, float, Scaled, TrainedModel]] = []
         for value in budget.candidates:
             scaled = self._scaler.to_budget(injection, value)
             model = self._trainer.victim("attacked", scaled.injection, key, clean)
-            asr = loss = float("nan")
-            if len(self._validation):
-                predictions(validation, self._validation, model.network, None, model=f"at {value}", input="clean")
-                predictions(
-                    validation,
-                    self._validation,
-                    model.network,
-                    self._at_test(scaled.injection),
-                    model=f"at {value}",
-                    input="triggered",
-                )
-                asr = _value(
-                    attack_success_rate(
-                        validation.select(model=f"at {value}", input="triggered"), self._chain.target, self._chain.sources
-                    )
-                )
-                loss = (
-                    validation.select(model="clean", input="clean").accuracy()
-                    - validation.select(model=f"at {value}", input="clean").accuracy()
-                )
-                tried.append({"budget": value, "rmse_hu": scaled.rmse_hu, "validation_asr": asr, "validation_ca_loss": loss})
-            results.append((scaled, model, asr, loss))
-            if asr >= budget.enough_asr and loss <= budget.max_ca_loss:
+            asr, loss = self._validate(model.network, clean.network, self._at_test(scaled.injection))
+            tried.append({"budget": value, "rmse_hu": scaled.rmse_hu, "validation_asr": asr, "validation_ca_loss": loss})
+            keeps = not loss > budget.max_ca_loss
+            results.append((keeps, asr, scaled, model))
+            if keeps and asr >= budget.enough_asr:
                 break
-        # The first that is good enough ended the loop; otherwise the strongest effect among those that keep accuracy.
-        scaled, model, _, _ = max(results, key=lambda item: (item[3] <= budget.max_ca_loss, item[2]))
+        # The first that is good enough ended the loop; otherwise the most successful among those that keep accuracy.
+        _, _, scaled, model = results[-1] if keeps and asr >= budget.enough_asr else max(results, key=lambda item: item[:2])
         self._models["attacked"] = model
         return scaled, tried
 
-    def _controls(self, chosen: Scaled, clean: TrainedModel) -> Injection | None:
-        """Run the controls; return the random trigger of equal budget, where there is one."""
+    def _validate(self, victim: Classifier, clean: Classifier, trigger: Injection) -> tuple[float, float]:
+        """ASR and loss of clean accuracy on the validation slices; NaN without source slices there."""
+        if not len(self._validation):
+            return math.nan, math.nan
+
+        def accuracy(network: Classifier) -> float:
+            rows = predict(self._validation, network, None, model="any", shown="clean")
+            return float((rows.prediction == rows.target).mean())
+
+        rows = predict(self._validation, victim, trigger, model="any", shown="triggered")
+        asr = attack_success_rate(rows, self._chain.target, self._chain.sources).value
+        return math.nan if asr is None else asr, accuracy(clean) - accuracy(victim)
+
+    def _controls(self, chosen: Scaled, clean: TrainedModel) -> Injection:
+        """Run the controls; return the white random trigger of equal budget."""
         controls, trigger = self._experiment.controls, chosen.injection.trigger
         patterns = {"white": white_pattern(trigger.shape, self._seed, "control")}
         if isinstance(trigger, AdditiveTrigger):
             patterns["spectrum"] = random_phases(trigger.pattern.cpu(), self._seed, "control")
-        scaled = {}
+        scaled: dict[str, Injection] = {}
         for name, pattern in patterns.items():
-            unit = AdditiveTrigger(
-                pattern, geometry=trigger.geometry, domain=trigger.domain, site=trigger.site, details={"control": name}
-            )
-            scaled[name] = self._scaler.to_rmse(self._chain.imaging.inject(unit), chosen.rmse_hu)
+            unit = AdditiveTrigger(pattern, geometry=trigger.geometry, domain=trigger.domain, site=trigger.site)
+            scaled[name] = self._scaler.to_rmse(self._chain.imaging.inject(unit), chosen.rmse_hu).injection
         if "random-trigger" in controls:
-            predictions(
-                self._table,
-                self._test,
-                self._models["attacked"].network,
-                scaled["white"].injection,
-                model="attacked",
-                input="random",
-            )
-            predictions(self._table, self._test, clean.network, scaled["white"].injection, model="clean", input="random")
-        for name, control in (("white", "white-victim"), ("spectrum", "spectrum-victim")):
-            if control not in controls or name not in scaled or self._experiment.threat.access == "inference-data":
+            self._show(clean.network, scaled["white"], model="clean", shown="random")
+            self._show(self._models["attacked"].network, scaled["white"], model="attacked", shown="random")
+        for name, injection in scaled.items():
+            if f"{name}-victim" not in controls or self._experiment.threat.access == "inference-data":
                 continue
-            role, injection = f"control-{name}", scaled[name].injection
-            key = {
-                "control": name,
-                "domain": trigger.domain,
-                "spectrum-of": self._experiment.attack if name == "spectrum" else "white",
-            }
-            self._models[role] = self._trainer.victim(role, injection, key, clean)
-            predictions(self._table, self._test, self._models[role].network, None, model=role, input="clean")
-            predictions(self._table, self._test, self._models[role].network, injection, model=role, input="triggered")
-        return scaled["white"].injection
+            role = f"control-{name}"
+            of = self._experiment.attack if name == "spectrum" else "white"
+            victim = self._trainer.victim(role, injection, {"control": name, "domain": trigger.domain, "of": of}, clean)
+            self._models[role] = victim
+            self._show(victim.network, None, model=role, shown="clean")
+            self._show(victim.network, injection, model=role, shown="triggered")
+        return scaled["white"]
 
-    def _unscanned(self, clean: TrainedModel) -> None:
-        """Clean accuracy on ground truth that was never scanned: how the released code measures it."""
-        for i in range(len(self._test)):
-            append(
-                self._table,
-                self._test,
-                clean.network,
-                self._test.attenuation([i]) * self._chain.imaging.circle,
-                [i],
-                model="clean",
-                input="unscanned",
-            )
-
-    def _stealth(self, positions: list[int], trigger: Injection) -> dict[str, Estimate]:
-        found = stealth(self._chain, self._test, positions, trigger)
-        return {name: mean_estimate(values, patients) for name, (values, patients) in found.items()}
-
-    def _result(self, strength: Strength | None, visible: dict[str, Estimate], random: dict[str, Estimate]) -> SeedResult:
+    def _result(self, **fields: Any) -> SeedResult:
         chain = self._chain
-        goal = self._experiment.threat.goal
-        models = {"trigger": self._trigger_cost} if self._trigger_cost else {}
-        cost = Cost(
-            seconds={role: model.seconds for role, model in self._models.items()}
-            | {name: facts["seconds"] for name, facts in models.items()},
-            gradient_passes={role: model.gradient_passes for role, model in self._models.items()}
-            | {name: facts["gradient_passes"] for name, facts in models.items()},
-            peak_memory_mb=peak_memory_mb(chain.device),
-            trigger_bytes=self._trigger_cost.get("bytes", 0),
-            made=tuple(role for role, model in self._models.items() if model.made)
-            + tuple(name for name, facts in models.items() if facts["made"]),
-        )
-        curves = {role: model.curves for role, model in self._models.items()}
+        table = SampleTable.concat(self._tables)
         return SeedResult(
             seed=self._seed,
-            conditions=conditions(self._table, chain.classes, goal.target, goal.sources),
-            strength=strength,
-            stealth=visible,
-            random_stealth=random,
-            curves=curves,
-            cost=cost,
+            conditions=conditions(table, chain.classes, chain.target, chain.sources),
+            curves={role: model.curves for role, model in self._models.items()},
+            cost=self._cost(),
+            **fields,
+        )
+
+    def _cost(self) -> Cost:
+        """What the stages took when they were made."""
+        made = [role for role, model in self._models.items() if model.made]
+        seconds = {role: model.seconds for role, model in self._models.items()}
+        passes = {role: model.gradient_passes for role, model in self._models.items()}
+        trigger_bytes = 0
+        if self._trigger_artifact is not None:
+            facts = self._trigger_artifact.facts
+            seconds["trigger"], passes["trigger"] = facts["seconds"], facts["gradient_passes"]
+            trigger_bytes = facts["bytes"]
+            made += ["trigger"] if self._trigger_artifact.made else []
+        return Cost(
+            seconds=seconds,
+            gradient_passes=passes,
+            peak_memory_mb=peak_memory_mb(self._chain.device),
+            trigger_bytes=trigger_bytes,
+            made=tuple(made),
         )
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory in MB: of the GPU where there is one, else of this process so far."""
+    """Largest memory in MB so far: of the GPU where there is one, else of this process; 0 where the system cannot tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "win32":
-        return 0.0  # the standard library cannot tell there; 0 is shown as unknown
+        return 0.0
     import resource
 
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes / 2**20 if sys.platform == "darwin" else kilobytes / 2**10
-
-
-def _value(estimate: Estimate) -> float:
-    return float("nan") if estimate.value is None else estimate.value

@@ -1,0 +1,1 @@
+"""Networks that read reconstructed images, and the one way to train them. Importing this package loads no torch."""

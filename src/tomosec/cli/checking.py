@@ -1,0 +1,228 @@
+"""The verb ``check``: is this machine ready, are the data sound, do the dose and the operators hold what they promise?"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from tyro.conf import Positional, arg
+
+from tomosec.cli.console import say, show_table
+from tomosec.cli.running import Verb
+from tomosec.errors import InputError
+
+if TYPE_CHECKING:
+    from tomosec.data.base import Finding
+    from tomosec.data.check import DataSummary
+    from tomosec.experiment import Experiment
+
+#: Packages that everything needs, and those that one thing needs.
+REQUIRED = ("torch", "numpy", "numba", "scipy", "pydantic", "safetensors", "pydicom", "matplotlib", "jinja2")
+OPTIONAL = {
+    "monai": "networks resnet18 and densenet121",
+    "python-gdcm": "compressed DICOM (the COVID low-dose set is JPEG lossless)",
+    "torchmetrics": "cross-checks of the metrics",
+    "triton": "GPU operators",
+    "astra-toolbox": "benchmarks against ASTRA",
+}
+#: JPEG lossless, first-order prediction: what low-dose chest CT is usually compressed with.
+JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
+#: A dose is met when its noise is within this fraction of what it promises.
+DOSE_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckEnv(Verb):
+    """Show versions, devices, threads and codecs, and say what is missing."""
+
+    def run(self) -> int:
+        """Print the environment; 1 where something is missing that everything needs."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        def found(name: str) -> str:
+            try:
+                return version(name)
+            except PackageNotFoundError:
+                return ""
+
+        rows = [["tomosec", found("tomosec") or "not installed", ""], ["python", platform.python_version(), platform.platform()]]
+        missing = [name for name in REQUIRED if not found(name)]
+        rows += [[name, found(name) or "MISSING", "" if found(name) else "reinstall tomosec"] for name in REQUIRED]
+        rows += [[name, found(name) or "missing", what] for name, what in OPTIONAL.items()]
+        if "torch" not in missing:
+            rows += _devices()
+        if "pydicom" not in missing:
+            rows.append(_codec())
+        show_table(["what", "found", "note"], rows)
+        say(
+            "Missing, and needed by everything: " + ", ".join(missing) if missing else "Nothing is missing that everything needs."
+        )
+        return 1 if missing else 0
+
+
+def _devices() -> list[list[str]]:
+    import torch
+
+    rows = [["processors", str(os.cpu_count()), f"torch uses {torch.get_num_threads()} threads"]]
+    if not torch.cuda.is_available():
+        built = (
+            "this torch was built without CUDA" if torch.version.cuda is None else "this torch has CUDA, but no device was found"
+        )
+        return [*rows, ["GPU", "none", f"{built}; everything runs on the CPU"]]
+    for index in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(index).total_memory / 2**30
+        rows.append([f"cuda:{index}", torch.cuda.get_device_name(index), f"{memory:.0f} GiB"])
+    return rows
+
+
+def _codec() -> list[str]:
+    from pydicom.pixels import get_decoder
+
+    decoder = get_decoder(JPEG_LOSSLESS)
+    if decoder.is_available:
+        return ["JPEG lossless DICOM", "readable", ""]
+    return ["JPEG lossless DICOM", "not readable", "pip install python-gdcm; without it compressed series are refused by name"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckData(Verb):
+    """Say what a folder of CT data holds and what is wrong with it, shortcuts to the class included."""
+
+    path: Annotated[Positional[Path], arg(metavar="PATH")]
+    """Folder of the data."""
+    recipe: Annotated[str | None, arg(metavar="FILE")] = None
+    """Read the data, and split them, as this recipe does; otherwise the layout is guessed."""
+    all_slices: bool = False
+    """Read every slice's pixels instead of 8 per patient and class."""
+
+    def run(self) -> int:
+        """Print summary and findings; 2 where there are errors."""
+        from tomosec.data.check import inspect_dataset
+
+        split: Any = None
+        if self.recipe is not None:
+            experiment = _first_experiment(self.recipe)
+            dataset, split = cast(Any, experiment.data), experiment.split
+        else:
+            from tomosec.data.guess import guess_dataset
+
+            guess = guess_dataset(self.path)
+            dataset = guess.dataset
+            say(f"Read as {dataset!r}")
+            for sentence in guess.assumptions:
+                say(f"  assumed: {sentence}")
+        summary, findings = inspect_dataset(dataset.open(self.path), split, None if self.all_slices else 8)
+        _show_summary(summary)
+        _show_findings(findings)
+        return 2 if any(finding.level == "error" for finding in findings) else 0
+
+
+def _show_summary(summary: DataSummary) -> None:
+    parts = list(summary.parts)
+    rows = [
+        [name, str(summary.patients[name]), str(summary.slices[name]), *(str(summary.parts[part][name]) for part in parts)]
+        for name in summary.classes
+    ]
+    show_table(["class", "patients", "slices", *(f"{part} slices" for part in parts)], rows, title="What was found")
+    facts = []
+    if summary.shapes:
+        facts.append(
+            ["image size", ", ".join(f"{height} x {width} ({count})" for (height, width), count in summary.shapes.items())]
+        )
+    for label, bounds, unit in (
+        ("pixel", summary.spacing_mm, "mm"),
+        ("field", summary.field_mm, "mm"),
+        ("values", summary.hu_range, "HU"),
+    ):
+        if bounds is not None:
+            facts.append([label, f"{bounds[0]:g} to {bounds[1]:g} {unit}" if bounds[0] != bounds[1] else f"{bounds[0]:g} {unit}"])
+    if summary.split:
+        facts.append(["split", summary.split])
+    show_table(["", ""], facts, title=f"Pixels of {summary.slices_read} slices")
+
+
+def _show_findings(findings: list[Finding]) -> None:
+    for level in ("error", "warning", "note"):
+        chosen = [finding for finding in findings if finding.level == level]
+        if chosen:
+            show_table(
+                ["where", "what"],
+                [[finding.where or "dataset", finding.message] for finding in chosen],
+                title=f"{level}s: {len(chosen)}",
+            )
+    if not findings:
+        say("\nNothing is wrong.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckDose(Verb):
+    """Scan a water disc at every dose preset and compare the image noise with what the preset promises."""
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")] = "demo"
+    """Whose geometry and acquisition to use."""
+    draws: Annotated[int, arg(metavar="N")] = 32
+    """Scans per dose."""
+
+    def run(self) -> int:
+        """Print the noise that each dose reaches; 1 where one misses by more than 5 %."""
+        if self.draws < 2:
+            raise InputError(f"--draws {self.draws}: an interval needs 2 or more")
+        from tomosec.acquisition import DOSES, SimulatedAcquisition, check_dose
+        from tomosec.reconstruction.fbp import FBP
+
+        experiment = _first_experiment(self.recipe)
+        acquisition, geometry = experiment.acquisition, cast(Any, experiment.geometry)
+        if not isinstance(acquisition, SimulatedAcquisition):
+            raise InputError(f"{self.recipe}: its acquisition simulates no dose, so there is none to check")
+        fbp, rows, missed = FBP(geometry, window="ram-lak"), [], []
+        doses = list(DOSES) + ([acquisition.dose] if acquisition.dose not in DOSES else [])
+        for dose in doses:
+            found = check_dose(acquisition.model_copy(update={"dose": dose}), geometry, fbp, draws=self.draws)
+            if abs(found.reached_hu - found.target_hu) > DOSE_TOLERANCE * found.target_hu:
+                missed.append(str(dose))
+            interval = f"{found.low_hu:.2f} to {found.high_hu:.2f}"
+            i0 = f"{found.i0:.4g}" if found.target_hu > 0 else "no noise"
+            rows.append([str(dose), f"{found.target_hu:g}", f"{found.reached_hu:.2f}", interval, i0])
+        show_table(["dose", "target, HU", "reached, HU", "95 % interval", "photons per bin (I0)"], rows, title=repr(geometry))
+        say(f"sd within 40 mm of the center of a 30 cm water disc, ram-lak, {self.draws} scans per dose.")
+        if missed:
+            say(f"Off by more than {DOSE_TOLERANCE:.0%}: {', '.join(missed)}")
+        return 1 if missed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOperators(Verb):
+    """Compare projection, backprojection and FBP with analytic answers on this machine, and time them."""
+
+    recipe: Annotated[Positional[str | None], arg(metavar="RECIPE")] = None
+    """Whose geometry to use; the published LTGM scan when not given."""
+    full: bool = False
+    """Measure at full size, not at 128 pixels a side."""
+
+    def run(self) -> int:
+        """Print the measurements; 1 where one exceeds its limit."""
+        from tomosec.geometry import FanBeam
+        from tomosec.operators.check import check_operators
+
+        geometry: Any = FanBeam.ltgm() if self.recipe is None else _first_experiment(self.recipe).geometry
+        checks = check_operators(geometry, quick=not self.full)
+        rows = [
+            [
+                check.name,
+                f"{check.measured:.3g}",
+                "" if abs(check.limit) == float("inf") else f"{check.limit:.3g}",
+                "ok" if check.ok else "FAILED",
+            ]
+            for check in checks
+        ]
+        show_table(["measured", "value", "limit", ""], rows, title=repr(geometry))
+        return 0 if all(check.ok for check in checks) else 1
+
+
+def _first_experiment(recipe: str) -> Experiment:
+    from tomosec.experiment import load_recipe
+
+    return load_recipe(recipe).experiments()[0]

@@ -1,0 +1,1 @@
+"""Reconstruction: sinogram → image. ``fbp`` is filtered backprojection; every file here adds one technique."""

@@ -1,0 +1,177 @@
+"""Curves and interval plots as inline SVG that follows the page's colors, light or dark.
+
+matplotlib draws with stand-in colors that are replaced by CSS variables. Everything that could differ between two builds of
+the same record (date, random ids) is fixed or removed.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+#: Stand-in color in the drawing to CSS variable on the page.
+_INK, _FAINT = "#010102", "#010103"
+_SERIES = tuple(f"#0102{index:02x}" for index in range(1, 9))
+_VARIABLES = {_INK: "--ink", _FAINT: "--line"} | {color: f"--series-{index}" for index, color in enumerate(_SERIES, 1)}
+#: Color is never the only thing that tells two series apart.
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+_STYLE = {
+    "svg.hashsalt": "tomosec", "svg.fonttype": "none", "font.size": 10.0, "font.family": ["DejaVu Sans"], "text.color": _INK,
+    "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.color": _FAINT, "grid.linewidth": 0.6, "axes.facecolor": "none",
+    "figure.facecolor": "none", "savefig.facecolor": "none", "legend.frameon": False, "text.parse_math": False, "axes.unicode_minus": True,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A value with its interval; the interval may be missing."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A series over the x axis: at each x the values of the seeds.
+
+    Attributes:
+        label: shown in the legend.
+        points: x to the points of every seed.
+        reference: drawn thin and without seeds; for floors.
+        group: which color it gets.
+    """
+
+    label: str
+    points: Mapping[float, Sequence[Point]]
+    reference: bool = False
+    group: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the interval plot: a model on a kind of input, with one point per seed."""
+
+    label: str
+    points: Sequence[Point] = field(default_factory=tuple)
+    strong: bool = False
+
+
+def interval_plot(rows: Sequence[Row], *, x_label: str, alt: str, name: str) -> Markup:
+    """Rows of points with their intervals on a common axis from 0 to 100 %, and a tick at each row's mean."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.2, 0.75 + 0.52 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for index, row in enumerate(rows):
+            color = _SERIES[1] if row.strong else _SERIES[0]
+            count = len(row.points)
+            for place, point in enumerate(row.points):
+                y = index + (place - (count - 1) / 2) * 0.2
+                if point.low is not None and point.high is not None:
+                    axes.plot([point.low, point.high], [y, y], color=color, linewidth=1.4, solid_capstyle="butt")
+                axes.plot([point.value], [y], marker=_MARKERS[1 if row.strong else 0], color=color, markersize=4.5, clip_on=False)
+            if count > 1:
+                mean = sum(point.value for point in row.points) / count
+                axes.plot([mean, mean], [index - 0.38, index + 0.38], color=_INK, linewidth=1.0)
+        axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel=x_label)
+        axes.yaxis.set_major_locator(FixedLocator(range(len(rows))))
+        axes.set_yticklabels([row.label for row in rows])
+        axes.grid(visible=False, axis="y")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        return _svg(figure, alt, name)
+
+
+def line_plot(lines: Sequence[Line], *, x_label: str, y_label: str, alt: str, name: str) -> Markup:
+    """Values over a budget: the mean over seeds as a line, each seed as a point with its interval."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.6, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        places = sorted({x for line in lines for x in line.points})
+        logarithmic = len(places) > 1 and places[0] > 0 and places[-1] / places[0] >= 8
+        if logarithmic:
+            axes.set_xscale("log")
+        spread = len(lines)
+        for index, line in enumerate(lines):
+            color, style, marker = _SERIES[line.group % len(_SERIES)], _DASHES[line.group % len(_DASHES)], _MARKERS[line.group % len(_MARKERS)]
+            xs = sorted(line.points)
+            means = [sum(p.value for p in line.points[x]) / len(line.points[x]) for x in xs]
+            if line.reference:
+                axes.plot(xs, means, color=color, linestyle=(0, (1, 2)), linewidth=1.2, marker=marker, markersize=3, markerfacecolor="none", label=line.label)
+                continue
+            axes.plot(xs, means, color=color, linestyle=style, linewidth=1.8, label=line.label)
+            for x in xs:
+                for place, point in enumerate(line.points[x]):
+                    # Seeds lie side by side, so that no interval hides another.
+                    step = (place - (len(line.points[x]) - 1) / 2) + (index - (spread - 1) / 2) * 0.3
+                    at = x * (1 + 0.02 * step) if logarithmic else x + 0.008 * step * ((places[-1] - places[0]) or 1)
+                    if point.low is not None and point.high is not None:
+                        axes.plot([at, at], [point.low, point.high], color=color, linewidth=1.0)
+                    axes.plot([at], [point.value], marker=marker, color=color, markersize=4, clip_on=False)
+        axes.set(ylim=(0, 1.02), xlabel=x_label, ylabel=y_label)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_locator(FixedLocator(places))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticklabels([f"{x:g}" for x in places])
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, fontsize=9)
+        return _svg(figure, alt, name)
+
+
+def learning_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, alt: str, name: str) -> Markup:
+    """One panel per quantity (losses together, shares together), a line per model: ``{quantity: {model: [(epoch, value)]}}``."""
+    with matplotlib.rc_context(_STYLE):
+        columns = min(2, max(1, len(curves)))
+        rows = -(-len(curves) // columns)
+        figure = Figure(figsize=(4.1 * columns, 2.6 * rows + 0.5), layout="constrained")
+        labels = sorted({label for lines in curves.values() for label in lines})
+        handles: dict[str, object] = {}
+        for index, (quantity, lines) in enumerate(curves.items()):
+            axes = figure.add_subplot(rows, columns, index + 1)
+            for label, points in lines.items():
+                which = labels.index(label)
+                (handle,) = axes.plot(
+                    [x for x, _ in points], [y for _, y in points], color=_SERIES[which % len(_SERIES)], linestyle=_DASHES[which % len(_DASHES)],
+                    linewidth=1.5, marker="." if len(points) < 3 else "",
+                )
+                handles.setdefault(label, handle)
+            axes.set(xlabel="epoch", ylabel=quantity)
+            _share_axis(axes, quantity)
+        if handles:
+            figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2, fontsize=9)  # type: ignore[arg-type]
+        return _svg(figure, alt, name)
+
+
+def _share_axis(axes: Axes, quantity: str) -> None:
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if any(word in quantity for word in ("accuracy", "success", "asr")):
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def _svg(figure: Figure, alt: str, name: str) -> Markup:
+    """Serialise, drop what is not the picture, make ids unique on the page and colors follow it."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|url\(#|href="#)', lambda found: f"{found.group(1)}{name}-", text)
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, f"var({variable})")
+    width = float(figure.get_figwidth()) * 96
+    opening = f'<svg class="plot" role="img" aria-label="{escape(alt)}" style="max-width:{width:.0f}px"'
+    text = re.sub(r'(<svg [^>]*?)\swidth="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg [^>]*?)\sheight="[^"]*"', r"\1", text, count=1)
+    # matplotlib escaped every text it wrote, so this is markup and not data.
+    return Markup(text.replace("<svg", opening, 1))  # noqa: S704

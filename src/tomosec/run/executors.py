@@ -1,0 +1,94 @@
+"""How several experiments are worked off: one after the other, or in processes that share the store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tomosec.errors import InputError, TomosecError
+from tomosec.experiment import Experiment, parse_experiment
+from tomosec.progress import Progress, SilentProgress
+from tomosec.record import Record, Store
+from tomosec.run.chain import open_data
+from tomosec.run.runner import run
+
+Executor = Literal["inline", "processes"]
+
+
+def execute(
+    experiments: Sequence[Experiment],
+    *,
+    executor: Executor = "inline",
+    workers: int | None = None,
+    data: Path | None = None,
+    out: Path = Path("runs"),
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> list[Record]:
+    """Run experiments and return their records in the same order. One that fails is recorded as such; the others go on.
+
+    Args:
+        experiments: what to run; equal ones are run once.
+        executor: ``inline``, or ``processes``, which gives each of ``workers`` processes its share of the threads.
+        workers: number of processes; two by default.
+        data: folder of the dataset, where it needs one.
+        out: folder of runs.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        progress: where progress goes.
+
+    Raises:
+        InputError: bad input of any experiment, before anything is run.
+    """
+    progress = progress or SilentProgress()
+    store = Store(out, create=True)
+    identities = [experiment.identity(open_data(experiment, data).manifest_hash()) for experiment in experiments]
+    pending = dict(zip(identities, experiments, strict=True))
+    if executor == "inline":
+        for number, experiment in enumerate(pending.values(), 1):
+            if len(pending) > 1:
+                progress.message(f"Experiment {number} of {len(pending)}: {experiment.title}")
+            try:
+                run(experiment, data=data, out=out, device=device, progress=progress)
+            except InputError:
+                raise
+            except Exception as error:  # the record has it; the other experiments go on
+                progress.message(f"failed: {error}")
+    else:
+        _in_processes(pending, workers or 2, data, out, device, progress)
+    return [store.read(identity) for identity in identities]
+
+
+def _in_processes(
+    pending: dict[str, Experiment], workers: int, data: Path | None, out: Path, device: str, progress: Progress
+) -> None:
+    # "spawn" because forking a process that holds threads of torch or Numba may hang.
+    threads = max(1, torch.get_num_threads() // workers)
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
+        futures = {
+            pool.submit(_run_one, experiment.model_dump_json(), data, out, device): identity
+            for identity, experiment in pending.items()
+        }
+        progress.start(len(futures), "Experiments")
+        for future in as_completed(futures):
+            error = future.result()
+            progress.message(f"{futures[future]}: {error}" if error else f"{futures[future]}: done")
+            progress.advance(1)
+
+
+def _run_one(experiment: str, data: Path | None, out: Path, device: str) -> str:
+    """Run one experiment in a worker; return what went wrong, if anything. Values travel as JSON, not as pickled objects."""
+    try:
+        run(parse_experiment(json.loads(experiment)), data=data, out=out, device=device)
+    except TomosecError as error:
+        return str(error)
+    except Exception as error:  # the record has the traceback; the worker goes on
+        return f"{type(error).__name__}: {error}"
+    return ""

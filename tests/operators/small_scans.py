@@ -1,0 +1,36 @@
+"""Small geometries of every kind, by name; those in FAST take the symmetric CPU path, the others the general one."""
+
+from __future__ import annotations
+
+import math
+
+from tomosec.geometry import FanBeam, ParallelBeam
+
+_ltgm = {"pixel_mm": 30.0, "source_to_isocenter_mm": 2000.0, "source_to_detector_mm": 5000.0}
+_near = {"pixel_mm": 5.0, "source_to_isocenter_mm": 70.0, "source_to_detector_mm": 120.0, "bin_mm": 9.0}
+
+FAST = {
+    "ltgm": FanBeam(views=16, bins=24, bin_mm=64.0, shape=(16, 16), **_ltgm),
+    "strongly diverging": FanBeam(views=24, bins=13, shape=(9, 9), **_near),
+    "from 45 degrees": FanBeam(views=16, bins=11, bin_mm=100.0, shape=(7, 7), start=math.pi / 4, **_ltgm),
+    "clockwise, from one step": FanBeam(views=24, bins=12, shape=(8, 8), start=math.pi / 12, arc=-2 * math.pi, **_near),
+    "angles in another order": FanBeam(
+        bins=12, shape=(8, 8), angles=tuple(math.pi / 8 * (3 * n % 16) for n in range(16)), **_near
+    ),
+    "image wider than the fan": FanBeam(views=16, bins=8, bin_mm=64.0, shape=(16, 16), **_ltgm),
+}
+GENERAL = {
+    "curved": FanBeam(views=10, bins=12, shape=(8, 8), detector="curved", **_near),
+    "curved, shifted": FanBeam(views=8, bins=12, shape=(8, 8), detector="curved", detector_offset_bins=0.25, **_near),
+    "flat, shifted": FanBeam(views=8, bins=12, shape=(8, 8), detector_offset_bins=-1.25, **_near),
+    "odd views": FanBeam(views=9, bins=12, shape=(8, 8), **_near),
+    "between the symmetric views": FanBeam(views=8, bins=12, shape=(8, 8), start=0.2, **_near),
+    "short arc, clockwise": FanBeam(views=7, bins=12, shape=(8, 8), start=2.0, arc=-4.0, **_near),
+    "wide image": FanBeam(views=8, bins=14, shape=(6, 11), **_near),
+    "explicit angles": FanBeam(bins=12, shape=(8, 8), angles=(0.1, -2.0, 7.5, 3.0), **_near),
+    "parallel": ParallelBeam(views=9, bins=11, bin_mm=4.0, shape=(8, 8), pixel_mm=5.0),
+    "parallel, high image, shifted": ParallelBeam(
+        views=8, bins=11, bin_mm=6.0, shape=(10, 7), pixel_mm=5.0, start=0.3, arc=-2 * math.pi, detector_offset_bins=0.5
+    ),
+}
+SCANS = FAST | GENERAL
