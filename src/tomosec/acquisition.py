@@ -85,7 +85,8 @@ class SimulatedAcquisition(Acquisition):
         if isinstance(self.dose, str):
             if self.dose not in DOSES:
                 raise InputError(
-                    f"acquisition.dose: no dose {self.dose!r}{nearest(self.dose, DOSES)}; a preset ({', '.join(DOSES)}) or a noise in HU"
+                    f"acquisition.dose: no dose {self.dose!r}{nearest(self.dose, DOSES)}; "
+                    f"a preset ({', '.join(DOSES)}) or a noise in HU"
                 )
             return DOSES[self.dose]
         return float(self.dose)

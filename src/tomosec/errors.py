@@ -14,7 +14,7 @@ class InputError(TomosecError, ValueError):
     """A file, field, argument or array that cannot be used. The message names it, what was found and what is allowed."""
 
 
-class NotApplicable(TomosecError):
+class NotApplicable(TomosecError):  # noqa: N818 (a result, not an error)
     """A component cannot run here, for a stated reason ("needs BatchNorm"); a result, not a failure."""
 
 

@@ -67,13 +67,15 @@ class ImagingChain(nn.Module):
         views, bins = self.geometry.sinogram_shape
         if sinogram.ndim != 4 or sinogram.shape[1:] != (1, views, bins):
             raise InputError(
-                f"sinogram of shape {tuple(sinogram.shape)} does not fit the geometry; expected (batch, 1, {views} views, {bins} bins)"
+                f"sinogram of shape {tuple(sinogram.shape)} does not fit the geometry; "
+                f"expected (batch, 1, {views} views, {bins} bins)"
             )
         finite = torch.isfinite(sinogram)
         if not bool(finite.all()):
             where = (~finite).nonzero()[0].tolist()
             raise InputError(
-                f"sinogram holds {int((~finite).sum())} values that are NaN or infinite, the first at sample {where[0]}, view {where[2]}, bin {where[3]}"
+                f"sinogram holds {int((~finite).sum())} values that are NaN or infinite, "
+                f"the first at sample {where[0]}, view {where[2]}, bin {where[3]}"
             )
         return self._image(self.reconstructor(sinogram))
 
@@ -151,7 +153,9 @@ class Injection:
         Args:
             clean: the same samples' images without the trigger.
             integrals: gives their noiseless line integrals; called only where the long way runs.
-            keys, seed, draw: name the noise.
+            keys: B sample keys.
+            seed: seed of the experiment.
+            draw: number of the noise draw.
         """
         if self.effect is not None:
             return clean + self.trigger.strength * self.effect

@@ -127,7 +127,7 @@ class SeedResult(Value):
     curves: dict[str, list[dict[str, float]]] = Field(default_factory=dict)
     cost: Cost = Cost()
 
-    def metric(self, model: str, input: str, name: str) -> Estimate | None:  # noqa: A002 (the table's column name)
+    def metric(self, model: str, input: str, name: str) -> Estimate | None:
         """One estimate, or None where the condition was not run."""
         for condition in self.conditions:
             if condition.model == model and condition.input == input:

@@ -70,8 +70,10 @@ def tiny_network(geometry: Geometry, classes: int = 2, seed: int = 0) -> nn.Modu
     """A smooth network with fixed random weights; no dropout, no batch statistics."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "tiny-network"))
-        network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(4 * geometry.shape[0] * geometry.shape[1], classes))
-    network[0].weight.data *= 20  # attenuation is about 0.02 / mm
+        first = nn.Conv2d(1, 4, 3, padding=1)
+        last = nn.Linear(4 * geometry.shape[0] * geometry.shape[1], classes)
+    first.weight.data *= 20  # attenuation is about 0.02 / mm
+    network = nn.Sequential(first, nn.Tanh(), nn.Flatten(), last)
     return network.eval().requires_grad_(False)
 
 
@@ -167,7 +169,8 @@ def check_reconstruction(reconstruction: Reconstruction) -> None:
     if runtime.is_differentiable:
         q = p[:1].clone().requires_grad_(True)
         (gradient,) = torch.autograd.grad(runtime(q).pow(2).sum(), q)
-        assert bool(torch.isfinite(gradient).all()) and float(gradient.norm()) > 0, "is_differentiable, but no gradient arrives"
+        assert bool(torch.isfinite(gradient).all()), "is_differentiable, but the gradient is not finite"
+        assert float(gradient.norm()) > 0, "is_differentiable, but no gradient arrives"
 
 
 def check_open_dataset(dataset: Dataset, opened: OpenDataset) -> None:

@@ -83,7 +83,8 @@ class Trigger(ABC):
         """
         if data.ndim != 4 or data.shape[1] != 1 or tuple(data.shape[2:]) != self.shape:
             raise InputError(
-                f"this trigger changes {self.domain} data of shape (batch, 1, {self.shape[0]}, {self.shape[1]}), got {tuple(data.shape)}"
+                f"this trigger changes {self.domain} data of shape (batch, 1, {self.shape[0]}, {self.shape[1]}), "
+                f"got {tuple(data.shape)}"
             )
         return data if self.strength == 0 else self._apply(data)
 
@@ -190,7 +191,8 @@ def load_trigger(path: str | Path) -> Trigger:
         components("attack")  # a trigger of its own kind is defined beside its attack
     if header["trigger"] not in _kinds:
         raise InputError(
-            f"{path}: no trigger of kind {header['trigger']!r}{nearest(header['trigger'], _kinds)}; there are {', '.join(sorted(_kinds))}"
+            f"{path}: no trigger of kind {header['trigger']!r}{nearest(header['trigger'], _kinds)}; "
+            f"there are {', '.join(sorted(_kinds))}"
         )
     geometry = component_class("geometry", header["geometry"]["kind"]).model_validate(header["geometry"])
     return _kinds[header["trigger"]].rebuild(

@@ -1,1 +1,1 @@
-"""Attacks, one file per technique, and what they share: triggers, their strength, and poisoning. Importing this loads no torch."""
+"""Attacks, one file per technique, and what they share: strength and poisoning. Importing this loads no torch."""

@@ -39,7 +39,8 @@ def poisoned_positions(targets: Sequence[int], sources: Sequence[int], rate: flo
     count = round(rate * len(targets))
     if count > len(candidates):
         raise InputError(
-            f"threat.poison_rate {rate:g} asks for {count} of {len(targets)} training slices, but the source classes have {len(candidates)}"
+            f"threat.poison_rate {rate:g} asks for {count} of {len(targets)} training slices, "
+            f"but the source classes have {len(candidates)}"
         )
     order = generator(seed, "poisoned-samples").permutation(len(candidates))
     return frozenset(candidates[i] for i in order[:count])

@@ -86,7 +86,8 @@ def show_record(record: Record) -> None:
     rows += _size_of_change(record)
     show_table(["", "mean (range)" if several else "value [95 % interval]", "measured on"], rows)
     if record.severity is not None:
-        say(f"Severity: {record.severity.level}. {record.severity.reason}")
+        reason = record.severity.reason
+        say(f"Severity: {record.severity.level}. {reason[:1].upper()}{reason[1:]}.")
     for line in what_it_is_about(record):
         say(line)
 
@@ -98,11 +99,24 @@ def what_it_is_about(record: Record) -> list[str]:
     if record.data is not None:
         test, people = record.data.slices.get("test", {}), record.data.patients.get("test", {})
         counts = ", ".join(f"{test.get(name, 0)} {name} of {people.get(name, 0)} patients" for name in record.data.classes)
-        lines += [f"Data: {record.data.dataset}, test slices: {counts}", f"Split: {record.data.split}"]
+        lines += [f"Data: {record.data.dataset}, test slices: {counts}.", record.data.split]
+        if missing := _why_no_interval(record):
+            lines.append(f"{missing[:1].upper()}{missing[1:]}.")
         if record.data.shares_patients:
             lines.append("Training and test share patients: nothing here is about new patients.")
-    one = " (one seed: nothing here is about the spread between trainings)" if len(record.seeds) == 1 else ""
-    return [*lines, f"Seeds: {seeds}{one}"]
+    one = " Only one: nothing here is about the spread between trainings." if len(record.seeds) == 1 else ""
+    return [*lines, f"Seeds: {seeds}.{one}"]
+
+
+def _why_no_interval(record: Record) -> str:
+    notes = [
+        estimate.note
+        for result in record.seeds
+        for condition in result.conditions
+        for name, estimate in condition.metrics.items()
+        if name in ("accuracy", "asr") and estimate.value is not None and estimate.low is None
+    ]
+    return notes[0] if notes else ""
 
 
 def headline(record: Record, model: str, shown: str, metric: str) -> str:
@@ -142,7 +156,7 @@ def _cells(estimates: Sequence[Estimate], summary: SeedSummary | None, digits: i
     if first.value is None:
         return [first.note or "not defined", of]
     interval = "" if first.low is None or first.high is None else f" [{first.low:.{digits}f}, {first.high:.{digits}f}]"
-    return [f"{first.value:.{digits}f}{interval}{unit}", f"{of}; no population interval" if not interval else of]
+    return [f"{first.value:.{digits}f}{interval}{unit}", of]
 
 
 def _size_of_change(record: Record) -> list[list[str]]:

@@ -12,6 +12,8 @@ from tomosec.cli.console import say
 from tomosec.errors import InputError
 
 if TYPE_CHECKING:
+    from tomosec.experiment import Experiment
+    from tomosec.progress import Progress
     from tomosec.record import Record
 
 Executor = Literal["inline", "processes"]
@@ -50,15 +52,26 @@ class _Running(Verb):
         if len(experiments) > 1:
             say(f"{recipe}: {len(experiments)} experiments")
         from tomosec.progress import for_terminal
+        from tomosec.record import now
 
+        begun = now()
+        records = self._work(experiments, data, executor, workers, for_terminal())
+        done = sum(record.finished is not None and record.finished < begun for record in records)
+        if done:
+            say(f"{done} of {len(records)} complete before; nothing was run for {'it' if done == 1 else 'them'}.")
+        return records
+
+    def _work(
+        self, experiments: list[Experiment], data: Path | None, executor: Executor, workers: int | None, progress: Progress
+    ) -> list[Record]:
         if len(experiments) == 1:
             from tomosec.run.runner import run
 
-            return [run(experiments[0], data=data, out=self.out, device=self.device, progress=for_terminal())]
+            return [run(experiments[0], data=data, out=self.out, device=self.device, progress=progress)]
         from tomosec.run.executors import execute
 
         return execute(
-            experiments, executor=executor, workers=workers, data=data, out=self.out, device=self.device, progress=for_terminal()
+            experiments, executor=executor, workers=workers, data=data, out=self.out, device=self.device, progress=progress
         )
 
 

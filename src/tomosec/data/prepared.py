@@ -88,7 +88,8 @@ def prepare(opened: OpenDataset, geometry: Geometry, folder: Path, progress: Pro
         findings.append(
             Finding(
                 "warning",
-                f"{len(outside)} of {count} bodies reach beyond the scan circle; what is outside is projected but not shown to a network",
+                f"{len(outside)} of {count} bodies reach beyond the scan circle; "
+                "what is outside is projected but not shown to a network",
             )
         )
     write_text(

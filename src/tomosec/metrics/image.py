@@ -55,13 +55,14 @@ def image_stealth(clean: Tensor, triggered: Tensor, body: Tensor) -> dict[str, T
         "psnr_db": peak_signal_noise_ratio(after, before, data_range=PSNR_PEAK_HU, reduction="none", dim=(1, 2, 3)),
     }
     for name, (low, high) in SSIM_WINDOWS_HU.items():
-        shown, reference = after.clamp(low, high) - low, before.clamp(low, high) - low
+        # Single precision is off by 1e-7 here and a double-precision convolution is several times slower on a CPU.
+        shown, reference = (after.clamp(low, high) - low).float(), (before.clamp(low, high) - low).float()
         # torchmetrics averages over the borders too, where its window sees a mirrored image; Wang et al. and scikit-image do not.
         _, local = structural_similarity_index_measure(
             shown, reference, data_range=high - low, reduction="none", return_full_image=True
         )
         margin = _SSIM_PIXELS // 2
-        result[name] = local[..., margin:-margin, margin:-margin].flatten(1).mean(1)
+        result[name] = local[..., margin:-margin, margin:-margin].double().flatten(1).mean(1)
     return result
 
 

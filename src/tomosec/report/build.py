@@ -16,8 +16,8 @@ from markupsafe import Markup
 from tomosec.errors import InputError
 from tomosec.files import write_text
 from tomosec.record import Record, Severity, Store
-from tomosec.report import examples, narrative, overview, rasters, tables, wording
-from tomosec.report.figures import Point, Row, interval_plot, learning_curves
+from tomosec.report import examples, narrative, overview, rasters, settings, tables, wording
+from tomosec.report.figures import Point, Row, interval_plot, learning_curve
 from tomosec.report.tables import Table
 
 #: Of the worst result first; a report on several records is headed by the worst of them.
@@ -41,7 +41,7 @@ class Section:
     verdicts: list[narrative.Verdict]
     pictures: examples.Pictures
     success_figure: Markup | None
-    curves_figure: Markup | None
+    curve_figures: list[Markup]
     curves_seed: int | None
     main_metrics: Table | None
     all_metrics: Table | None
@@ -86,21 +86,38 @@ def build_report(store: Store, path: Path, *, ids: Sequence[str] | None = None) 
 
 
 def _render(records: Sequence[Record], sections: Sequence[Section]) -> str:
-    environment = Environment(loader=PackageLoader("tomosec.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("tomosec.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.globals |= {
-        "levels": wording.LEVELS, "marks": wording.LEVEL_MARKS, "gray_bar": rasters.gray_bar(), "signed_bar": rasters.signed_bar(),
-        "windows": rasters.WINDOWS, "number": wording.number, "tick": wording.tick, "mixed": narrative.mixed(records),
+        "levels": wording.LEVELS,
+        "marks": wording.LEVEL_MARKS,
+        "gray_bar": rasters.gray_bar(),
+        "signed_bar": rasters.signed_bar(),
+        "windows": rasters.WINDOWS,
+        "number": wording.number,
+        "tick": wording.tick,
+        "mixed": narrative.mixed(records),
     }
     names = overview.differing(records) if len(records) > 1 else []
     figure, why_no_figure = overview.budget_figure(records, names) if len(records) > 1 else (None, "")
     script = _asset("report.js")
     worst = _worst(records)
     return environment.get_template("page.html").render(
-        sections=sections, several=len(sections) > 1, severity=worst[0], worst=worst[1],
+        sections=sections,
+        several=len(sections) > 1,
+        severity=worst[0],
+        worst=worst[1],
         title=sections[0].title if len(sections) == 1 else f"{len(sections)} experiments",
-        overview=overview.overview_table(records, names) if len(records) > 1 else None, figure=figure, why_no_figure=why_no_figure,
+        states=overview.states(records),
+        worst_basis=narrative.basis(worst[1]) if worst[1] is not None else "",
+        overview=overview.overview_table(records, names) if len(records) > 1 else None,
+        figure=figure,
+        why_no_figure=why_no_figure,
         # Both are files of this package: they are code, not data.
-        style=Markup(_asset("style.css")), script=Markup(script), script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),  # noqa: S704
+        style=Markup(_asset("style.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),  # noqa: S704
         versions=sorted({record.provenance.tomosec for record in records}),
     )
 
@@ -117,32 +134,45 @@ def _worst(records: Sequence[Record]) -> tuple[Severity | None, Record | None]:
 def _section(record: Record, folder: Path, number: int, most: int) -> Section:
     attacked = record.experiment.get("attack") is not None
     scored = bool(record.seeds)
-    curves = _curves(record, f"r{number}c") if scored else None
-    get = record.experiment.get
     return Section(
-        record=record, title=record.title or f"Experiment {record.id}", status=wording.STATUS[record.status],
-        target=narrative.target_of(record), sources=narrative.sources_of(record), basis=narrative.basis(record) if scored else "",
-        cards=narrative.cards(record) if scored else [], story=narrative.story(record), verdicts=narrative.verdicts(record) if scored and attacked else [],
+        record=record,
+        title=record.title or f"Experiment {record.id}",
+        status=wording.STATUS[record.status],
+        target=narrative.target_of(record),
+        sources=narrative.sources_of(record),
+        basis=narrative.basis(record) if scored else "",
+        cards=narrative.cards(record) if scored else [],
+        story=narrative.story(record),
+        verdicts=narrative.verdicts(record) if scored and attacked else [],
         pictures=examples.load(folder, record.experiment, most=most) if record.status == "success" else examples.Pictures(),
         success_figure=_success(record, f"r{number}s") if scored and attacked else None,
-        curves_figure=curves, curves_seed=record.seeds[0].seed if scored else None,
-        main_metrics=tables.metrics_table(record, main=True) if scored else None, all_metrics=tables.metrics_table(record, main=False) if scored else None,
-        patients=tables.patients_table(record), controls=tables.controls_table(record) if scored and attacked else None,
-        stealth=tables.stealth_table(record) if any(seed.stealth for seed in record.seeds) else None, strength=tables.strength_table(record),
-        data=narrative.data_table(record), physics=narrative.physics_facts(record), threat=narrative.threat_facts(record) if attacked else None,
-        cost=tables.cost_table(record) if scored else None, provenance=narrative.provenance_facts(record),
+        curve_figures=_curves(record, f"r{number}c") if scored else [],
+        curves_seed=record.seeds[0].seed if scored else None,
+        main_metrics=tables.metrics_table(record, main=True) if scored else None,
+        all_metrics=tables.metrics_table(record, main=False) if scored else None,
+        patients=tables.patients_table(record),
+        controls=tables.controls_table(record) if scored and attacked else None,
+        stealth=tables.stealth_table(record) if any(seed.stealth for seed in record.seeds) else None,
+        strength=tables.strength_table(record),
+        data=settings.data_table(record),
+        physics=settings.physics_facts(record),
+        threat=settings.threat_facts(record) if attacked else None,
+        cost=tables.cost_table(record) if scored else None,
+        provenance=settings.provenance_facts(record),
         experiment=yaml.safe_dump(record.experiment, sort_keys=False, allow_unicode=True, width=110),
         site=str(wording.field(record.experiment, "threat.site", "")) if attacked else "",
-        network=wording.KINDS.get(wording.kind(record.experiment, "network"), wording.kind(record.experiment, "network")) if get("network") else "",
-        reconstruction=wording.KINDS.get(wording.kind(record.experiment, "reconstruction"), wording.kind(record.experiment, "reconstruction")) if get("reconstruction") else "",
+        network=wording.component(record.experiment, "network"),
+        reconstruction=wording.component(record.experiment, "reconstruction"),
     )
 
 
 def _success(record: Record, name: str) -> Markup | None:
     """ASR of the attack beside its controls, every seed with its interval."""
     wanted = (
-        ("attacked", "triggered", "Attacked model,\nits trigger"), ("clean", "triggered", "Clean model,\nsame trigger (floor)"),
-        ("attacked", "random", "Attacked model,\nrandom trigger"), ("control-white", "triggered", "Control victim, white\nnoise, its trigger"),
+        ("attacked", "triggered", "Attacked model,\nits trigger"),
+        ("clean", "triggered", "Clean model,\nsame trigger (floor)"),
+        ("attacked", "random", "Attacked model,\nrandom trigger"),
+        ("control-white", "triggered", "Control victim, white\nnoise, its trigger"),
         ("control-spectrum", "triggered", "Control victim, same\nspectrum, its trigger"),
     )
     rows = []
@@ -153,12 +183,14 @@ def _success(record: Record, name: str) -> Markup | None:
             rows.append(Row(label, points, strong=model == "attacked" and shown == "triggered"))
     if not rows:
         return None
-    said = "; ".join(f"{row.label.replace(chr(10), ' ')} {', '.join(wording.share(point.value) for point in row.points)}" for row in rows)
+    said = "; ".join(
+        f"{row.label.replace(chr(10), ' ')} {', '.join(wording.share(point.value) for point in row.points)}" for row in rows
+    )
     return interval_plot(rows, x_label="attack success rate", alt=f"Attack success rate by seed: {said}", name=name)
 
 
-def _curves(record: Record, name: str) -> Markup | None:
-    """Learning curves of the first seed."""
+def _curves(record: Record, name: str) -> list[Markup]:
+    """Learning curves of the first seed, a figure per quantity."""
     quantities: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for model, points in record.seeds[0].curves.items():
         for index, point in enumerate(points):
@@ -166,6 +198,8 @@ def _curves(record: Record, name: str) -> Markup | None:
                 if quantity not in _NO_CURVE:
                     line = quantities.setdefault(quantity.replace("_", " "), {}).setdefault(wording.model(model), [])
                     line.append((float(point.get("epoch", index + 1)), float(value)))
-    if not quantities:
-        return None
-    return learning_curves(quantities, alt=f"Learning curves over epochs: {wording.listing(quantities)}; the values are in the record", name=name)
+    out = []
+    for index, (quantity, lines) in enumerate(quantities.items()):
+        ends = "; ".join(f"{label} ends at {wording.value(quantity, points[-1][1])}" for label, points in lines.items())
+        out.append(learning_curve(quantity, lines, alt=f"{quantity} over epochs: {ends}", name=f"{name}{index}"))
+    return out

@@ -130,8 +130,18 @@ def _pictures(tensors: Mapping[str, Any], facts: Mapping[str, Any], experiment: 
     examples = []
     for index in range(min(most, len(clean))):
         about = described[index] if index < len(described) else {}
-        examples.append(_example({name: value[index] for name, value in tensors.items() if name.endswith("_hu") and value.ndim == 3 and len(value) == len(clean)}
-                                 | {name: tensors[name][index] for name in ("body", "lesion") if name in tensors}, about, limit))
+        examples.append(
+            _example(
+                {
+                    name: value[index]
+                    for name, value in tensors.items()
+                    if name.endswith("_hu") and value.ndim == 3 and len(value) == len(clean)
+                }
+                | {name: tensors[name][index] for name in ("body", "lesion") if name in tensors},
+                about,
+                limit,
+            )
+        )
     _, block = rasters.shrink(clean[0], 256)
     return Pictures(tuple(examples), planes, seed, limit, block, len(clean) - len(examples))
 
@@ -146,12 +156,15 @@ def _example(images: Mapping[str, Any], about: Mapping[str, Any], limit: float) 
         pictures.append(_slice("triggered", "With the trigger", images["triggered_hu"], label, readings))
         pictures.append(
             Picture(
-                "difference", "Difference", f"Difference between the scan with the trigger and the clean scan, from −{limit:g} to {limit:g} HU",
-                {"all": rasters.signed(change, limit)}, facts=_size_of(change, images.get("body")),
+                "difference",
+                "Difference",
+                f"Difference between the scan with the trigger and the clean scan, from −{limit:g} to {limit:g} HU",
+                {"all": rasters.signed(change, limit)},
+                facts=_size_of(change, images.get("body")),
             )
         )
     if "random_hu" in images:
-        pictures.append(_slice("random", "With a random trigger", images["random_hu"], label, readings))
+        pictures.append(_slice("random", "Random trigger", images["random_hu"], label, readings))
     lesion = images.get("lesion")
     outline = rasters.outline(np.asarray(lesion) > 0) if lesion is not None and np.any(lesion) else ""
     return Example(key, str(about.get("patient", "")), label, tuple(pictures), outline)
@@ -165,7 +178,9 @@ def _slice(name: str, title: str, values: Floats, label: str, readings: Mapping[
             found.append(Reading(model[:1].upper() + model[1:], str(text), wording.share(float(probability)), str(text) != label))
     said = "; ".join(f"{r.model.lower()}: {r.label}, {r.probability}" for r in found)
     alt = f"{title}: axial CT slice, true class {label}" + (f"; {said}" if said else "")
-    return Picture(name, title, alt, {window: rasters.gray(values, *limits) for window, limits in rasters.WINDOWS.items()}, tuple(found))
+    return Picture(
+        name, title, alt, {window: rasters.gray(values, *limits) for window, limits in rasters.WINDOWS.items()}, tuple(found)
+    )
 
 
 def _size_of(change: Floats, body: Any) -> str:
@@ -182,7 +197,17 @@ def _planes(tensors: Mapping[str, Any], experiment: Mapping[str, Any]) -> tuple[
         axes = _sinogram_axes(sinogram.shape, experiment)
         high = float(np.max(sinogram)) or 1.0
         raster = rasters.gray(sinogram, 0.0, high, 360)
-        out.append(Plane("Clean sinogram of the first example", "Sinogram: line integrals over view angle and detector bin", raster, "", False, *axes, _averaged(raster)))
+        out.append(
+            Plane(
+                "Clean sinogram of the first example",
+                "Sinogram: line integrals over view angle and detector bin",
+                raster,
+                "",
+                False,
+                *axes,
+                _averaged(raster),
+            )
+        )
     if trigger is not None:
         raster = rasters.signed(trigger, rasters.symmetric_limit(trigger), 360)
         rms = math.sqrt(float(np.mean(np.square(trigger, dtype=np.float64))))
@@ -190,24 +215,56 @@ def _planes(tensors: Mapping[str, Any], experiment: Mapping[str, Any]) -> tuple[
         if sinogram is not None and (whole := math.sqrt(float(np.mean(np.square(sinogram, dtype=np.float64))))) > 0:
             share = f"; {wording.share(rms / whole)} of the RMS of the sinogram beside it"
         note = f"RMS {wording.number(rms)}{share}. {_averaged(raster)}".strip()
-        out.append(Plane("Trigger as it is added, s·T", "Trigger in the sinogram, symmetric scale with zero in white", raster, "", True, *_sinogram_axes(trigger.shape, experiment), note))
+        out.append(
+            Plane(
+                "Trigger as it is added, s·T",
+                "Trigger in the sinogram, symmetric scale with zero in white",
+                raster,
+                "",
+                True,
+                *_sinogram_axes(trigger.shape, experiment),
+                note,
+            )
+        )
     if effect is not None:
         raster = rasters.signed(effect, rasters.symmetric_limit(effect), 360)
         note = f"What the trigger adds to every image. {_averaged(raster)}".strip()
-        out.append(Plane("Its effect in the image, s·R(T)", "Effect of the trigger in the image, in HU, symmetric scale with zero in white", raster, "HU", True, note=note))
+        out.append(
+            Plane(
+                "Its effect in the image, s·R(T)",
+                "Effect of the trigger in the image, in HU, symmetric scale with zero in white",
+                raster,
+                "HU",
+                True,
+                note=note,
+            )
+        )
     return tuple(out)
 
 
 def _averaged(raster: Raster) -> str:
     rows, columns = raster.averaged
-    return f"Shown averaged over blocks of {rows} × {columns} samples, which hides finer detail." if (rows, columns) != (1, 1) else ""
+    return (
+        f"Shown averaged over blocks of {rows} × {columns} samples, which hides finer detail."
+        if (rows, columns) != (1, 1)
+        else ""
+    )
 
 
-def _sinogram_axes(shape: tuple[int, ...], experiment: Mapping[str, Any]) -> tuple[tuple[str, tuple[tuple[float, str], ...]], tuple[str, tuple[tuple[float, str], ...]]]:
+def _sinogram_axes(
+    shape: tuple[int, ...], experiment: Mapping[str, Any]
+) -> tuple[tuple[str, tuple[tuple[float, str], ...]], tuple[str, tuple[tuple[float, str], ...]]]:
     views, bins = shape
     x = ("detector bin", tuple((place, str(max(1, round(place * bins)))) for place in (0.0, 0.5, 1.0)))
     geometry = experiment.get("geometry")
-    if isinstance(geometry, Mapping) and geometry.get("angles") is None and isinstance(geometry.get("arc", 2 * math.pi), (int, float)):
+    if (
+        isinstance(geometry, Mapping)
+        and geometry.get("angles") is None
+        and isinstance(geometry.get("arc", 2 * math.pi), (int, float))
+    ):
         start, arc = math.degrees(float(geometry.get("start", 0.0))), math.degrees(float(geometry.get("arc", 2 * math.pi)))
-        return x, ("view angle", tuple((place, f"{start + place * arc:.0f}°".replace("-", "−")) for place in (0.0, 0.25, 0.5, 0.75, 1.0)))
+        return x, (
+            "view angle",
+            tuple((place, f"{start + place * arc:.0f}°".replace("-", "−")) for place in (0.0, 0.25, 0.5, 0.75, 1.0)),
+        )
     return x, ("view", tuple((place, str(max(1, round(place * views)))) for place in (0.0, 0.5, 1.0)))

@@ -10,12 +10,13 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 #: Stand-in color in the drawing to CSS variable on the page.
 _INK, _FAINT = "#010102", "#010103"
@@ -25,11 +26,27 @@ _VARIABLES = {_INK: "--ink", _FAINT: "--line"} | {color: f"--series-{index}" for
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-_STYLE = {
-    "svg.hashsalt": "tomosec", "svg.fonttype": "none", "font.size": 10.0, "font.family": ["DejaVu Sans"], "text.color": _INK,
-    "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "grid.color": _FAINT, "grid.linewidth": 0.6, "axes.facecolor": "none",
-    "figure.facecolor": "none", "savefig.facecolor": "none", "legend.frameon": False, "text.parse_math": False, "axes.unicode_minus": True,
+_STYLE: Any = {
+    "svg.hashsalt": "tomosec",
+    "svg.fonttype": "none",
+    "font.size": 10.0,
+    "font.family": ["DejaVu Sans"],
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.6,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.frameon": False,
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
 }
 
 
@@ -71,7 +88,7 @@ class Row:
 def interval_plot(rows: Sequence[Row], *, x_label: str, alt: str, name: str) -> Markup:
     """Rows of points with their intervals on a common axis from 0 to 100 %, and a tick at each row's mean."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.2, 0.75 + 0.52 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(5.4, 0.7 + 0.5 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for index, row in enumerate(rows):
             color = _SERIES[1] if row.strong else _SERIES[0]
@@ -95,26 +112,42 @@ def interval_plot(rows: Sequence[Row], *, x_label: str, alt: str, name: str) -> 
 def line_plot(lines: Sequence[Line], *, x_label: str, y_label: str, alt: str, name: str) -> Markup:
     """Values over a budget: the mean over seeds as a line, each seed as a point with its interval."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(6.6, 4.0), layout="constrained")
+        figure = Figure(figsize=(5.4, 3.7), layout="constrained")
         axes = figure.add_subplot()
         places = sorted({x for line in lines for x in line.points})
         logarithmic = len(places) > 1 and places[0] > 0 and places[-1] / places[0] >= 8
         if logarithmic:
             axes.set_xscale("log")
-        spread = len(lines)
-        for index, line in enumerate(lines):
-            color, style, marker = _SERIES[line.group % len(_SERIES)], _DASHES[line.group % len(_DASHES)], _MARKERS[line.group % len(_MARKERS)]
+        groups = 1 + max(line.group for line in lines)
+        for line in lines:
+            color, style, marker = (
+                _SERIES[line.group % len(_SERIES)],
+                _DASHES[line.group % len(_DASHES)],
+                _MARKERS[line.group % len(_MARKERS)],
+            )
             xs = sorted(line.points)
             means = [sum(p.value for p in line.points[x]) / len(line.points[x]) for x in xs]
             if line.reference:
-                axes.plot(xs, means, color=color, linestyle=(0, (1, 2)), linewidth=1.2, marker=marker, markersize=3, markerfacecolor="none", label=line.label)
+                axes.plot(
+                    xs,
+                    means,
+                    color=color,
+                    linestyle=(0, (1, 2)),
+                    linewidth=1.2,
+                    marker=marker,
+                    markersize=3,
+                    markerfacecolor="none",
+                    label=line.label,
+                )
                 continue
             axes.plot(xs, means, color=color, linestyle=style, linewidth=1.8, label=line.label)
             for x in xs:
                 for place, point in enumerate(line.points[x]):
-                    # Seeds lie side by side, so that no interval hides another.
-                    step = (place - (len(line.points[x]) - 1) / 2) + (index - (spread - 1) / 2) * 0.3
-                    at = x * (1 + 0.02 * step) if logarithmic else x + 0.008 * step * ((places[-1] - places[0]) or 1)
+                    # Seeds and groups lie side by side, so that no interval hides another.
+                    count = len(line.points[x])
+                    step = place - (count - 1) / 2 + (line.group - (groups - 1) / 2) * (count + 0.7)
+                    step = step if groups * count < 12 else step * 12 / (groups * count)
+                    at = x * (1 + 0.016 * step) if logarithmic else x + 0.006 * step * ((places[-1] - places[0]) or 1)
                     if point.low is not None and point.high is not None:
                         axes.plot([at, at], [point.low, point.high], color=color, linewidth=1.0)
                     axes.plot([at], [point.value], marker=marker, color=color, markersize=4, clip_on=False)
@@ -123,36 +156,38 @@ def line_plot(lines: Sequence[Line], *, x_label: str, y_label: str, alt: str, na
         axes.xaxis.set_major_locator(FixedLocator(places))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticklabels([f"{x:g}" for x in places])
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, fontsize=9)
+        axes.legend(
+            loc="upper left",
+            bbox_to_anchor=(-0.1, -0.17),
+            ncols=1 if max(len(line.label) for line in lines) > 32 else 2,
+            fontsize=9,
+        )
         return _svg(figure, alt, name)
 
 
-def learning_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, alt: str, name: str) -> Markup:
-    """One panel per quantity (losses together, shares together), a line per model: ``{quantity: {model: [(epoch, value)]}}``."""
+def learning_curve(quantity: str, lines: Mapping[str, Sequence[tuple[float, float]]], *, alt: str, name: str) -> Markup:
+    """One quantity over epochs, a line per model: ``{model: [(epoch, value)]}``."""
     with matplotlib.rc_context(_STYLE):
-        columns = min(2, max(1, len(curves)))
-        rows = -(-len(curves) // columns)
-        figure = Figure(figsize=(4.1 * columns, 2.6 * rows + 0.5), layout="constrained")
-        labels = sorted({label for lines in curves.values() for label in lines})
-        handles: dict[str, object] = {}
-        for index, (quantity, lines) in enumerate(curves.items()):
-            axes = figure.add_subplot(rows, columns, index + 1)
-            for label, points in lines.items():
-                which = labels.index(label)
-                (handle,) = axes.plot(
-                    [x for x, _ in points], [y for _, y in points], color=_SERIES[which % len(_SERIES)], linestyle=_DASHES[which % len(_DASHES)],
-                    linewidth=1.5, marker="." if len(points) < 3 else "",
-                )
-                handles.setdefault(label, handle)
-            axes.set(xlabel="epoch", ylabel=quantity)
-            _share_axis(axes, quantity)
-        if handles:
-            figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2, fontsize=9)  # type: ignore[arg-type]
+        figure = Figure(figsize=(4.0, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        for which, (label, points) in enumerate(lines.items()):
+            axes.plot(
+                [x for x, _ in points],
+                [y for _, y in points],
+                color=_SERIES[which % len(_SERIES)],
+                linestyle=_DASHES[which % len(_DASHES)],
+                linewidth=1.5,
+                marker="." if len(points) < 3 else "",
+                label=label,
+            )
+        axes.set(xlabel="epoch", ylabel=quantity)
+        _share_axis(axes, quantity)
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.1, -0.2), ncols=2 if len(lines) > 1 else 1, fontsize=8)
         return _svg(figure, alt, name)
 
 
 def _share_axis(axes: Axes, quantity: str) -> None:
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if any(word in quantity for word in ("accuracy", "success", "asr")):
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -165,6 +200,7 @@ def _svg(figure: Figure, alt: str, name: str) -> Markup:
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style.*?</style>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', lambda found: f"{found.group(1)}{name}-", text)
     for color, variable in _VARIABLES.items():

@@ -9,7 +9,6 @@ from typing import Any
 from tomosec.metrics.statistics import SeedSummary
 from tomosec.record import Record
 from tomosec.report import wording
-from tomosec.report.tables import Cell, Table, facts
 
 #: Two rates nearer than this are called equal in words; the tables have the numbers.
 ALIKE = 0.05
@@ -63,9 +62,13 @@ def basis(record: Record) -> str:
     if record.data is None:
         return ""
     slices, patients = tested_on(record)
-    seeds = wording.plural(len(record.seeds), "seed") + (f" ({', '.join(str(seed.seed) for seed in record.seeds)})" if record.seeds else "")
+    seeds = wording.plural(len(record.seeds), "seed") + (
+        f" ({', '.join(str(seed.seed) for seed in record.seeds)})" if record.seeds else ""
+    )
     attacked = record.seeds[0].metric("attacked", "triggered", "asr") if record.seeds else None
-    rate = f"; the attack success rate is over the {wording.cases(attacked)} that are not “{target_of(record)}”" if attacked else ""
+    rate = (
+        f"; the attack success rate is over the {wording.cases(attacked)} that are not “{target_of(record)}”" if attacked else ""
+    )
     data = wording.DATASETS.get(record.data.dataset, record.data.dataset)
     return f"Measured on {wording.plural(slices, 'test slice')} of {wording.plural(patients, 'patient')} from {data}, with {seeds}{rate}. Split: {record.data.split}."
 
@@ -83,15 +86,31 @@ def cards(record: Record) -> list[Card]:
         lines = [_per_seed("accuracy", attacked or clean)]
         if attacked is not None:
             lines.append(f"clean model: {wording.summary_text('accuracy', clean)}")
-        out.append(Card("Accuracy on clean scans" + (", attacked model" if attacked is not None else ""), value, tuple(filter(None, lines))))
+        out.append(
+            Card(
+                "Accuracy on clean scans" + (", attacked model" if attacked is not None else ""),
+                value,
+                tuple(filter(None, lines)),
+            )
+        )
     rmse = get("stealth/rmse_hu")
     if rmse is not None:
         out.append(Card("Change of the image", wording.number(rmse.mean, "HU"), tuple(_change_lines(record, rmse))))
     slices, patients = tested_on(record)
     if record.data is not None:
-        shared = ("patients are shared between training and test",) if record.data.shares_patients else ("none of them used in training",)
+        shared = (
+            ("patients are shared between training and test",)
+            if record.data.shares_patients
+            else ("none of them used in training",)
+        )
         by_class = ", ".join(f"{count} {name}" for name, count in record.data.slices.get("test", {}).items())
-        out.append(Card("Test data", wording.plural(slices, "slice").replace("\u00a0", " "), (wording.plural(patients, "patient"), by_class, *shared)))
+        out.append(
+            Card(
+                "Test data",
+                wording.plural(slices, "slice").replace("\u00a0", " "),
+                (wording.plural(patients, "patient"), by_class, *shared),
+            )
+        )
     if any(seed.strength is not None for seed in record.seeds):
         out.append(_strength_card(record))
     return out
@@ -102,10 +121,16 @@ def _success_lines(record: Record, asr: SeedSummary) -> list[str]:
     first = record.seeds[0].metric("attacked", "triggered", "asr")
     if first is not None:
         has = first.low is not None
-        lines.append(f"seed {record.seeds[0].seed}: 95% interval {wording.interval('asr', first)}" if has else wording.interval("asr", first))
+        lines.append(
+            f"seed {record.seeds[0].seed}: 95% interval {wording.interval('asr', first)}"
+            if has
+            else wording.interval("asr", first)
+        )
     for key, text in (
-        ("clean/triggered/asr", "floor, clean model"), ("attacked/random/asr", "random trigger, attacked model"),
-        ("control-white/triggered/asr", "control victim, white noise"), ("control-spectrum/triggered/asr", "control victim, same spectrum"),
+        ("clean/triggered/asr", "floor, clean model"),
+        ("attacked/random/asr", "random trigger, attacked model"),
+        ("control-white/triggered/asr", "control victim, white noise"),
+        ("control-spectrum/triggered/asr", "control victim, same spectrum"),
     ):
         if (found := record.summary.get(key)) is not None:
             lines.append(f"{text}: {wording.share(found.mean)}")
@@ -150,8 +175,8 @@ def story(record: Record) -> list[str]:
         noise = f"with image noise of {wording.number(physics.dose_hu, 'HU')}" if physics.dose_hu > 0 else "without noise"
         out.append(
             f"CT images ({wording.DATASETS.get(data.dataset, data.dataset)}) were scanned by a simulated scanner with {physics.views} views of {physics.bins} detector bins, "
-            f"{noise}, and reconstructed with {_title(experiment, 'reconstruction')} to {physics.shape[0]} × {physics.shape[1]} pixels of {physics.pixel_mm:g} mm. "
-            f"A network ({_title(experiment, 'network')}) learned from {train} to tell {wording.listing(data.classes)} apart: the clean model."
+            f"{noise}, and reconstructed with {wording.component(experiment, 'reconstruction')} to {physics.shape[0]} × {physics.shape[1]} pixels of {physics.pixel_mm:g} mm. "
+            f"A network ({wording.component(experiment, 'network')}) learned from {train} to tell {wording.listing(data.classes)} apart: the clean model."
         )
     if experiment.get("attack") is None:
         out.append("No attack was run; the numbers are those of the clean chain.")
@@ -160,18 +185,16 @@ def story(record: Record) -> list[str]:
     site = str(wording.field(experiment, "threat.site", ""))
     out.append(
         f"The assumed attacker {wording.ACCESS.get(access, access)}; the attacker {wording.KNOWLEDGE.get(str(wording.field(experiment, 'threat.knowledge', '')), '')}. "
-        f"With the attack “{_title(experiment, 'attack')}” a trigger was made: one faint pattern that is added to {wording.SITES.get(site, site)}, the same for every scan."
+        f"With the attack “{wording.component(experiment, 'attack')}” a trigger was made: one faint pattern that is added to {wording.SITES.get(site, site)}, the same for every scan."
     )
     out.append(
         f"The goal: scans of class {sources_of(record)} that carry the trigger should be read as {target_of(record)}, while scans without it are read as before. "
         "The attack success rate (ASR) is the fraction of such test slices for which that happened."
     )
-    out.append("Everything stated was measured on test slices; strength and training were decided on other slices. Controls show what happens without a learned trigger.")
+    out.append(
+        "Everything stated was measured on test slices; strength and training were decided on other slices. Controls show what happens without a learned trigger."
+    )
     return out
-
-
-def _title(experiment: dict[str, Any], name: str) -> str:
-    return wording.KINDS.get(wording.kind(experiment, name), wording.kind(experiment, name) or "none")
 
 
 def verdicts(record: Record) -> list[Verdict]:
@@ -181,9 +204,21 @@ def verdicts(record: Record) -> list[Verdict]:
         return []
     out = [_floor(record, asr)]
     controls = (
-        ("attacked/random/asr", "A random trigger of equal size, shown to the attacked model,", "the model reacts to noise of this size, not to the learned pattern"),
-        ("control-white/triggered/asr", "A model trained on white noise of equal size", "for success alone, learning the trigger was not needed"),
-        ("control-spectrum/triggered/asr", "A model trained on a random trigger of the same spectrum", "for success alone, its exact shape was not needed"),
+        (
+            "attacked/random/asr",
+            "A random trigger of equal size, shown to the attacked model,",
+            "the model reacts to noise of this size, not to the learned pattern",
+        ),
+        (
+            "control-white/triggered/asr",
+            "A model trained on white noise of equal size",
+            "for success alone, learning the trigger was not needed",
+        ),
+        (
+            "control-spectrum/triggered/asr",
+            "A model trained on a random trigger of the same spectrum",
+            "for success alone, its exact shape was not needed",
+        ),
     )
     for key, subject, meaning in controls:
         other = record.summary.get(key)
@@ -194,11 +229,24 @@ def verdicts(record: Record) -> list[Verdict]:
         if other.mean >= asr.mean - ALIKE:
             out.append(Verdict(f"{subject} does as well as the learned trigger ({numbers}): {meaning}.", concern=True))
         elif other.high >= asr.low:
-            out.append(Verdict(f"{subject} does worse on average ({numbers}), but the ranges over seeds overlap: no clear difference is shown.", concern=True))
+            out.append(
+                Verdict(
+                    f"{subject} does worse on average ({numbers}), but the ranges over seeds overlap: no clear difference is shown.",
+                    concern=True,
+                )
+            )
         elif len(record.seeds) < 2:
-            out.append(Verdict(f"{subject} does worse than the learned trigger ({numbers}; one seed, so nothing is known about variation)."))
+            out.append(
+                Verdict(
+                    f"{subject} does worse than the learned trigger ({numbers}; one seed, so nothing is known about variation)."
+                )
+            )
         else:
-            out.append(Verdict(f"{subject} does worse than the learned trigger in every seed ({numbers}; at most {wording.share(other.high)} against at least {wording.share(asr.low)})."))
+            out.append(
+                Verdict(
+                    f"{subject} does worse than the learned trigger in every seed ({numbers}; at most {wording.share(other.high)} against at least {wording.share(asr.low)})."
+                )
+            )
     loss = _loss(record)
     if loss is not None:
         out.append(loss)
@@ -208,13 +256,21 @@ def verdicts(record: Record) -> list[Verdict]:
 def _floor(record: Record, asr: SeedSummary) -> Verdict:
     floor, misses = record.summary.get("clean/triggered/asr"), record.summary.get("clean/clean/asr")
     if floor is None or floor.mean is None or asr.mean is None:
-        return Verdict("The clean model was not shown triggered scans: the floor of the attack success rate is unknown.", concern=True)
+        return Verdict(
+            "The clean model was not shown triggered scans: the floor of the attack success rate is unknown.", concern=True
+        )
     without = f" (without the trigger: {wording.share(misses.mean)})" if misses is not None and misses.mean is not None else ""
     start = f"The clean model reads {wording.share(floor.mean)} of the triggered scans as {target_of(record)}{without}"
     if floor.mean >= asr.mean - ALIKE:
-        return Verdict(f"{start}, as many as the attacked model ({wording.share(asr.mean)}): the backdoor adds nothing to what the change does by itself.", concern=True)
+        return Verdict(
+            f"{start}, as many as the attacked model ({wording.share(asr.mean)}): the backdoor adds nothing to what the change does by itself.",
+            concern=True,
+        )
     if floor.mean > 0.3:
-        return Verdict(f"{start}: a good part of the success is not the backdoor but the change itself, to which clean models are also prone.", concern=True)
+        return Verdict(
+            f"{start}: a good part of the success is not the backdoor but the change itself, to which clean models are also prone.",
+            concern=True,
+        )
     return Verdict(f"{start}; the attacked model {wording.share(asr.mean)}.")
 
 
@@ -229,92 +285,28 @@ def _loss(record: Record) -> Verdict | None:
     else:
         text = f"{points} {'below' if change < 0 else 'above'}"
     if change >= -0.03:
-        return Verdict(f"On clean scans the attacked model's accuracy is {text} the clean model's: an acceptance test on clean scans would hardly notice.")
-    return Verdict(f"On clean scans the attacked model's accuracy is {text} the clean model's: an acceptance test on clean scans could notice.", concern=True)
-
-
-def threat_facts(record: Record) -> Table:
-    """The threat model."""
-    get = lambda path: wording.field(record.experiment, f"threat.{path}")  # noqa: E731 (only shortens the rows below)
-    access, unit = str(get("access") or ""), str(get("budget.unit") or "")
-    details = {"training-data": f"poisons {wording.share(get('poison_rate'))} of the training slices", "training-control": f"loss weight {wording.plain(get('loss_weight'))}, starting from {wording.plain(get('victim_start'))}"}
-    return facts(
-        "Threat model",
-        [
-            ("Access", f"{access}: {wording.ACCESS.get(access, '')}"), ("Means", details.get(access, "")),
-            ("Knowledge", f"{get('knowledge')}: {wording.KNOWLEDGE.get(str(get('knowledge')), '')}"),
-            ("Attacked classes", sources_of(record)), ("Target class", target_of(record)), ("Enters at", wording.SITES.get(str(get("site")), str(get("site")))),
-            ("Budget", f"{wording.plain(get('budget.value'))} {wording.UNITS.get(unit, unit)}"),
-            ("Enough success, on validation", wording.share(get("budget.enough_asr"))), ("Allowed loss of clean accuracy, on validation", wording.share(get("budget.max_ca_loss"))),
-            ("Attack", wording.plain(record.experiment.get("attack"))),
-        ],
-        ("Item", "Setting"),
-    )
-
-
-def physics_facts(record: Record) -> Table | None:
-    """The scan as simulated."""
-    physics, experiment = record.physics, record.experiment
-    if physics is None:
-        return None
-    dose = wording.field(experiment, "acquisition.dose")
-    path = "linear: R(p + sT) = R(p) + s R(T), so the trigger was reconstructed once" if physics.path == "linear" else f"long: every triggered scan was reconstructed ({physics.why_not_linear or 'no reason recorded'})"
-    noise = f"{wording.number(physics.dose_hu, 'HU')} asked for, {wording.number(physics.predicted_noise_hu, 'HU')} in the calibration (sd, water disc of 30 cm, ram-lak)"
-    return facts(
-        "Scan and reconstruction",
-        [
-            ("Geometry", physics.geometry), ("Views × bins", f"{physics.views} × {physics.bins}"),
-            ("Image", f"{physics.shape[0]} × {physics.shape[1]} pixels of {physics.pixel_mm:g} mm"),
-            ("Dose", f"{dose} ({wording.DOSES[dose]})" if isinstance(dose, str) and dose in wording.DOSES else wording.plain(dose)),
-            ("Noise", noise if physics.dose_hu > 0 else "none"),
-            ("Photons per bin, I₀", wording.number(physics.i0) if physics.i0 is not None else "infinite (no noise)"),
-            ("Rays set to the photon floor", wording.share(physics.floored_fraction)),
-            ("Reconstruction", wording.plain(experiment.get("reconstruction"))), ("Path of computation", path),
-        ],
-        ("Item", "Setting"),
-    )
-
-
-def data_table(record: Record) -> Table | None:
-    """Slices and patients by part and class."""
-    data = record.data
-    if data is None:
-        return None
-    rows = []
-    for part in dict.fromkeys((*data.slices, *data.patients)):
-        cells = [Cell(f"{data.slices.get(part, {}).get(name, 0)} slices", f"{data.patients.get(part, {}).get(name, 0)} patients") for name in data.classes]
-        rows.append((Cell(part), *cells))
-    notes = [f"Split: {data.split}.", f"Left out of every part: {wording.plural(data.dropped, 'slice')}.", f"Content hash of the data: {data.manifest}."]
-    if data.shares_patients:
-        notes.insert(0, "Patients are shared between the parts: nothing is shown about new patients.")
-    return Table("Data", ("Part", *data.classes), tuple(rows), tuple(notes))
-
-
-def provenance_facts(record: Record) -> Table:
-    """Code, packages and machine."""
-    made = record.provenance
-    commit = made.commit + (" with uncommitted changes" if made.uncommitted_changes else "") if made.commit else "not recorded (installed package)"
-    stamp = "%Y-%m-%d %H:%M UTC"
-    return facts(
-        "Provenance",
-        [
-            ("Experiment id", record.id), ("Data manifest", record.data.manifest if record.data else ""), ("tomosec", made.tomosec), ("Commit", commit),
-            ("Python", made.python), ("Packages", ", ".join(f"{name} {version}" for name, version in sorted(made.packages.items()))),
-            ("Platform", made.platform), ("Device", f"{made.device}, {wording.plural(made.threads, 'thread')}"), ("Machine (hash)", made.host_hash),
-            ("Started", record.started.strftime(stamp)), ("Finished", record.finished.strftime(stamp) if record.finished else ""),
-            ("Wall time", wording.duration(record.wall_seconds) if record.wall_seconds else ""), ("Rows in the sample table", str(record.sample_rows or "")),
-        ],
-        ("Item", "Value"),
+        return Verdict(
+            f"On clean scans the attacked model's accuracy is {text} the clean model's: an acceptance test on clean scans would hardly notice."
+        )
+    return Verdict(
+        f"On clean scans the attacked model's accuracy is {text} the clean model's: an acceptance test on clean scans could notice.",
+        concern=True,
     )
 
 
 def mixed(records: Sequence[Record]) -> list[str]:
     """What a table of several records mixes that a reader should know."""
-    kinds = {
-        "versions of the code": {(record.provenance.tomosec, record.provenance.commit, record.provenance.uncommitted_changes) for record in records},
+    kinds: dict[str, set[Any]] = {
+        "versions of the code": {
+            (record.provenance.tomosec, record.provenance.commit, record.provenance.uncommitted_changes) for record in records
+        },
         "devices": {record.provenance.device for record in records},
         "thread counts": {record.provenance.threads for record in records},
         "machines": {record.provenance.host_hash for record in records},
         "data sets": {record.data.manifest for record in records if record.data is not None},
     }
-    return [f"These records were made with different {name} ({len(found)}); compare them with care." for name, found in kinds.items() if len(found) > 1]
+    return [
+        f"These records were made with different {name} ({len(found)}); compare them with care."
+        for name, found in kinds.items()
+        if len(found) > 1
+    ]

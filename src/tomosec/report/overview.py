@@ -32,16 +32,21 @@ def differing(records: Sequence[Record]) -> list[str]:
     """Fields whose value is not the same in all experiments; titles do not count."""
     flat = [flatten(record.experiment) for record in records]
     names = dict.fromkeys(name for fields in flat for name in fields)
-    return [name for name in names if name.split(".")[0] not in DESCRIPTIVE and len({repr(fields.get(name)) for fields in flat}) > 1]
+    return [
+        name for name in names if name.split(".")[0] not in DESCRIPTIVE and len({repr(fields.get(name)) for fields in flat}) > 1
+    ]
 
 
 def overview_table(records: Sequence[Record], names: Sequence[str]) -> Table:
     """One row per record: what sets it apart, its state and its main numbers."""
     columns = (
-        ("ASR, attacked", "attacked/triggered/asr", "asr"), ("ASR, clean (floor)", "clean/triggered/asr", "asr"),
-        ("ASR, random trigger", "attacked/random/asr", "asr"), ("ASR, white-noise victim", "control-white/triggered/asr", "asr"),
+        ("ASR, attacked", "attacked/triggered/asr", "asr"),
+        ("ASR, clean (floor)", "clean/triggered/asr", "asr"),
+        ("ASR, random trigger", "attacked/random/asr", "asr"),
+        ("ASR, white-noise victim", "control-white/triggered/asr", "asr"),
         ("Accuracy, attacked", "attacked/clean/accuracy", "accuracy"),
-        ("Accuracy, clean", "clean/clean/accuracy", "accuracy"), ("RMSE in the body", "stealth/rmse_hu", "rmse_hu"),
+        ("Accuracy, clean", "clean/clean/accuracy", "accuracy"),
+        ("RMSE in the body", "stealth/rmse_hu", "rmse_hu"),
     )
     used = [column for column in columns if any(column[1] in record.summary for record in records)]
     rows = []
@@ -49,10 +54,30 @@ def overview_table(records: Sequence[Record], names: Sequence[str]) -> Table:
         fields = flatten(record.experiment)
         settings = [Cell(wording.plain(fields.get(name)), sort=_numeric(fields.get(name))) for name in names]
         level = record.severity.level if record.severity is not None else ""
-        state = Cell(f"{wording.LEVEL_MARKS[level]} {wording.LEVELS[level]}" if level else wording.STATUS[record.status].capitalize(), strong=level in ("critical", "high"))
-        rows.append((Cell(record.title or record.id, record.id if record.title else "", link=f"run-{record.id}"), *settings, state, *(_mean(record, key, name) for _, key, name in used)))
-    notes = ("Means over the seeds, with their range below; never pooled. Every record has its own section with intervals and n.",)
-    return Table("All records", ("Record", *(_short(name) for name in names), "Result", *(title for title, _, _ in used)), tuple(rows), notes, sortable=True)
+        state = Cell(
+            f"{wording.LEVEL_MARKS[level]}\N{NO-BREAK SPACE}{wording.LEVELS[level]}"
+            if level
+            else wording.STATUS[record.status].capitalize(),
+            strong=level in ("critical", "high"),
+        )
+        rows.append(
+            (
+                Cell(record.title or record.id, record.id if record.title else "", link=f"run-{record.id}"),
+                *settings,
+                state,
+                *(_mean(record, key, name) for _, key, name in used),
+            )
+        )
+    notes = (
+        "Means over the seeds, with their range below; never pooled. Every record has its own section with intervals and n.",
+    )
+    return Table(
+        "All records",
+        ("Record", *(_short(name) for name in names), "Result", *(title for title, _, _ in used)),
+        tuple(rows),
+        notes,
+        sortable=True,
+    )
 
 
 def _mean(record: Record, key: str, name: str) -> Cell:
@@ -60,7 +85,18 @@ def _mean(record: Record, key: str, name: str) -> Cell:
     if summary is None or summary.mean is None:
         return Cell(wording.DASH)
     several = len([value for value in summary.values.values() if value is not None]) > 1
-    return Cell(wording.value(name, summary.mean), wording.spread(name, summary) if several else "", summary.mean)
+    text = wording.spread(name, summary) if several else ""
+    return Cell(wording.value(name, summary.mean), "all equal" if text.endswith("every seed") else text, summary.mean)
+
+
+def states(records: Sequence[Record]) -> str:
+    """How many records are in which state, in a sentence."""
+    counts = {status: sum(record.status == status for record in records) for status in wording.STATUS}
+    return (
+        f"{len(records)} records: "
+        + ", ".join(f"{count} {wording.STATUS[status]}" for status, count in counts.items() if count)
+        + "."
+    )
 
 
 def _numeric(value: Any) -> float | None:
@@ -95,7 +131,11 @@ def budget_figure(records: Sequence[Record], names: Sequence[str]) -> tuple[Mark
             lines.append(Line(f"clean model (floor){f', {label}' if label else ''}", floor, reference=True, group=index))
     unit = wording.field(records[0].experiment, "threat.budget.unit", "hu")
     alt = "Attack success rate over the budget: " + "; ".join(
-        f"{line.label}: " + ", ".join(f"{x:g}: {wording.share(sum(p.value for p in line.points[x]) / len(line.points[x]))}" for x in sorted(line.points)) for line in lines
+        f"{line.label}: "
+        + ", ".join(
+            f"{x:g}: {wording.share(sum(p.value for p in line.points[x]) / len(line.points[x]))}" for x in sorted(line.points)
+        )
+        for line in lines
     )
     label = f"budget ({wording.UNITS.get(str(unit), str(unit))})"
     return line_plot(lines, x_label=label, y_label="attack success rate", alt=alt, name="overview-budget"), ""
@@ -104,7 +144,9 @@ def budget_figure(records: Sequence[Record], names: Sequence[str]) -> tuple[Mark
 def _points(cells: Mapping[float, Sequence[Record]], model: str, shown: str) -> dict[float, list[Point]]:
     out: dict[float, list[Point]] = {}
     for budget, records in cells.items():
-        found = [estimate for record in records for seed in record.seeds if (estimate := seed.metric(model, shown, "asr")) is not None]
+        found = [
+            estimate for record in records for seed in record.seeds if (estimate := seed.metric(model, shown, "asr")) is not None
+        ]
         points = [Point(estimate.value, estimate.low, estimate.high) for estimate in found if estimate.value is not None]
         if points:
             out[budget] = points

@@ -121,5 +121,7 @@ def _png(levels: NDArray[np.uint8], palette: NDArray[np.uint8] | None, *, transp
         parts.insert(1, (b"PLTE", palette.tobytes()))
     if transparent:
         parts.insert(2, (b"tRNS", b"\x00"))
-    chunks = b"".join(struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts)
+    chunks = b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
+    )
     return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunks).decode("ascii")

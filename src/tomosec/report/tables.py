@@ -99,13 +99,15 @@ def conditions(record: Record) -> list[tuple[str, str]]:
 
 def metric_names(record: Record, condition: tuple[str, str]) -> list[str]:
     """Metrics of a condition, known ones first and in our order."""
-    names = {name: None for seed in record.seeds for c in seed.conditions if (c.model, c.input) == condition for name in c.metrics}
+    names = {
+        name: None for seed in record.seeds for c in seed.conditions if (c.model, c.input) == condition for name in c.metrics
+    }
     return [name for name in wording.METRICS if name in names] + [name for name in names if name not in wording.METRICS]
 
 
 def metrics_table(record: Record, *, main: bool) -> Table:
     """Metrics by condition and seed, with mean and range: the main ones, or all."""
-    notes, rows = Footnotes(), []
+    notes, rows = Footnotes(), list[tuple[Cell, ...]]()
     there = conditions(record)
     for condition in [pair for pair in MAIN_CONDITIONS if pair in there] if main else there:
         names = metric_names(record, condition)
@@ -114,7 +116,7 @@ def metrics_table(record: Record, *, main: bool) -> Table:
             names = [name for name in names if name in MAIN_METRICS and ("asr" in name) == (condition[1] == "triggered")]
         if not names:
             continue
-        rows.append((Cell(f"{wording.model(condition[0])}, {wording.shown(condition[1])}"),))
+        rows.append((Cell(wording.condition(*condition)),))
         for name in names:
             cells = [estimate_cell(name, seed.metric(*condition, name), notes) for seed in record.seeds]
             summary = record.summary.get(f"{condition[0]}/{condition[1]}/{name}")
@@ -147,9 +149,9 @@ def controls_table(record: Record) -> Table:
     models = list(dict.fromkeys(model for model, _ in conditions(record)))
     columns = [
         ("Accuracy, clean scans", "clean", "accuracy"),
-        ("ASR, its own trigger", "triggered", "asr"),
-        ("ASR, random trigger", "random", "asr"),
-        ("ASR per patient, its own trigger", "triggered", "patient_asr"),
+        ("ASR, scans with the trigger", "triggered", "asr"),
+        ("ASR, scans with a random trigger", "random", "asr"),
+        ("ASR per patient, scans with the trigger", "triggered", "patient_asr"),
     ]
     columns = [column for column in columns if any(record.seeds[0].metric(model, column[1], column[2]) for model in models)]
     rows = []
@@ -162,9 +164,14 @@ def controls_table(record: Record) -> Table:
             small = _range(metric, summary) if summary is not None and several else ""
             cells.append(Cell(text, small, strong=name == "attacked" and metric == "asr" and shown == "triggered"))
         rows.append((Cell(wording.model(name), wording.MODEL_NOTES.get(name, "")), *cells))
-    caption = f"Controls: mean over {wording.plural(len(record.seeds), 'seed')}, with the range" if len(record.seeds) > 1 else "Controls: one seed"
+    caption = (
+        f"Controls: mean over {wording.plural(len(record.seeds), 'seed')}, with the range"
+        if len(record.seeds) > 1
+        else "Controls: one seed"
+    )
+    shown = "The clean and the attacked model are shown the attack's trigger, a control victim the random trigger that it was trained on."
     missing = tuple(f"The {text} was not run." for text in _controls_not_run(record, models))
-    return Table(caption, ("Model", *(title for title, _, _ in columns)), tuple(rows), missing)
+    return Table(caption, ("Model", *(title for title, _, _ in columns)), tuple(rows), (shown, *missing))
 
 
 def _controls_not_run(record: Record, models: Sequence[str]) -> list[str]:
@@ -181,7 +188,7 @@ def _controls_not_run(record: Record, models: Sequence[str]) -> list[str]:
 
 def stealth_table(record: Record) -> Table:
     """How visible the trigger is, beside a random trigger of equal size."""
-    notes, rows = Footnotes(), []
+    notes, rows = Footnotes(), list[tuple[Cell, ...]]()
     names = list(dict.fromkeys(name for seed in record.seeds for name in seed.stealth))
     ordered = [name for name in wording.STEALTH if name in names] + [name for name in names if name not in wording.STEALTH]
     for name in ordered:
@@ -189,9 +196,18 @@ def stealth_table(record: Record) -> Table:
         summary = _summary_cells(name, record.summary.get(f"stealth/{name}"), len(record.seeds))
         rows.append((Cell(wording.stealth(name)), *cells, *summary, _random_cell(name, record)))
     first = next((estimate for seed in record.seeds for estimate in seed.stealth.values()), None)
-    measured = f"Mean over test slices of the attacked classes ({wording.counted(first)}); clean and triggered scans share their noise." if first else ""
+    measured = (
+        f"Mean over test slices of the attacked classes ({wording.counted(first)}); clean and triggered scans share their noise."
+        if first
+        else ""
+    )
     head = (*_seed_head(record, "Measure"), "Random trigger of equal size")
-    return Table("Size of the change, and how alike the images stay", head, tuple(rows), (*((measured,) if measured else ()), *notes.lines()))
+    return Table(
+        "Size of the change, and how alike the images stay",
+        head,
+        tuple(rows),
+        (*((measured,) if measured else ()), *notes.lines()),
+    )
 
 
 def _random_cell(name: str, record: Record) -> Cell:
@@ -225,7 +241,14 @@ def strength_table(record: Record) -> Table | None:
     if not rows:
         return None
     unit = next(seed.strength.unit for seed in record.seeds if seed.strength is not None)
-    head = ("Seed", f"Budget ({wording.UNITS.get(unit, unit)})", "RMSE reached", "ASR on validation", "Loss of clean accuracy on validation", "")
+    head = (
+        "Seed",
+        f"Budget ({wording.UNITS.get(unit, unit)})",
+        "RMSE reached",
+        "ASR on validation",
+        "Loss of clean accuracy on validation",
+        "",
+    )
     counts = {seed.strength.validation_slices for seed in record.seeds if seed.strength is not None}
     note = f"Decided on {wording.listing(wording.plural(count, 'validation slice') for count in sorted(counts))}; the test slices had no say."
     return Table("Strength search on the validation slices", head, tuple(rows), (note,))
@@ -233,20 +256,35 @@ def strength_table(record: Record) -> Table | None:
 
 def patients_table(record: Record) -> Table | None:
     """Values per patient, where there are too few patients for a statement about a population."""
-    wanted = [("clean", "clean", "accuracy"), ("attacked", "clean", "accuracy"), ("clean", "triggered", "asr"), ("attacked", "triggered", "asr")]
+    wanted = [
+        ("clean", "clean", "accuracy"),
+        ("attacked", "clean", "accuracy"),
+        ("clean", "triggered", "asr"),
+        ("attacked", "triggered", "asr"),
+    ]
     columns: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for key in wanted:
-        found = [estimate.per_patient for seed in record.seeds if (estimate := seed.metric(*key)) is not None and estimate.per_patient]
+        found = [
+            estimate.per_patient for seed in record.seeds if (estimate := seed.metric(*key)) is not None and estimate.per_patient
+        ]
         names = sorted({patient for values in found for patient in values})
         if names:
             columns[key] = {patient: [wording.share(values.get(patient)) for values in found] for patient in names}
     if not columns:
         return None
     patients = sorted({patient for values in columns.values() for patient in values})
-    head = ("Patient", *(f"{wording.metric(name)}, {wording.model(model).lower()}, {wording.shown(shown)}" for model, shown, name in columns))
-    rows = tuple((Cell(patient), *(Cell(" · ".join(values.get(patient, [wording.DASH]))) for values in columns.values())) for patient in patients)
+    head = (
+        "Patient",
+        *(f"{wording.metric(name)}, {wording.model(model).lower()}, {wording.shown(shown)}" for model, shown, name in columns),
+    )
+    rows = tuple(
+        (Cell(patient), *(Cell(" · ".join(values.get(patient, [wording.DASH]))) for values in columns.values()))
+        for patient in patients
+    )
     several = " One value per seed, in the order of the seeds." if len(record.seeds) > 1 else ""
-    return Table("Values per patient", head, rows, (f"Shown because there are too few patients for an interval.{several}",), sortable=True)
+    return Table(
+        "Values per patient", head, rows, (f"Shown because there are too few patients for an interval.{several}",), sortable=True
+    )
 
 
 def cost_table(record: Record) -> Table:

@@ -21,7 +21,7 @@ MODEL_NOTES = {
 }
 INPUTS = {
     "clean": "clean scans",
-    "triggered": "scans with its trigger",
+    "triggered": "scans with the trigger",
     "random": "scans with a random trigger",
     "unscanned": "ground-truth images, never scanned",
 }
@@ -84,11 +84,20 @@ KINDS = {
 }
 DOSES = {"ideal": "no noise", "standard": "standard dose", "low": "low dose", "ultra-low": "ultra-low dose"}
 LEVELS = {
-    "critical": "Critical", "high": "High", "moderate": "Moderate", "low": "Low", "none": "No attack", "unknown": "Unknown",
+    "critical": "Critical",
+    "high": "High",
+    "moderate": "Moderate",
+    "low": "Low",
+    "none": "No attack",
+    "unknown": "Unknown",
 }
 LEVEL_MARKS = {"critical": "▲▲▲", "high": "▲▲", "moderate": "▲", "low": "●", "none": "○", "unknown": "?"}
 STATUS = {"success": "complete", "error": "failed", "started": "not finished", "not-applicable": "not applicable"}
-UNITS = {"hu": "HU, RMSE of the image", "relative-rms": "RMS relative to the sinogram", "reference-mu": "raw μ of the published code"}
+UNITS = {
+    "hu": "HU, RMSE of the image",
+    "relative-rms": "RMS relative to the sinogram",
+    "reference-mu": "raw μ of the published code",
+}
 DASH = "–"
 
 
@@ -100,6 +109,12 @@ def model(name: str) -> str:
 def shown(name: str) -> str:
     """A kind of input for people."""
     return INPUTS.get(name, name)
+
+
+def condition(model_: str, input_: str) -> str:
+    """A model on a kind of input, for people; a control is shown the trigger that it was trained on."""
+    text = "scans with its own trigger" if model_.startswith("control-") and input_ == "triggered" else shown(input_)
+    return f"{model(model_)}, {text}"
 
 
 def metric(name: str) -> str:
@@ -217,7 +232,11 @@ def plural(count: int, noun: str) -> str:
     """``1 slice``, ``2 slices``."""
     if count == 1:
         return f"{count}\u00a0{noun}"
-    return f"{count:,}\u00a0{noun[:-1]}ies".replace(",", "\u00a0") if noun.endswith("y") else f"{count:,}\u00a0{noun}s".replace(",", "\u00a0")
+    return (
+        f"{count:,}\u00a0{noun[:-1]}ies".replace(",", "\u00a0")
+        if noun.endswith("y")
+        else f"{count:,}\u00a0{noun}s".replace(",", "\u00a0")
+    )
 
 
 def listing(items: Iterable[str]) -> str:
@@ -257,6 +276,12 @@ def kind(experiment: Mapping[str, Any], name: str) -> str:
     """The kind of a component, or an empty string where there is none."""
     component = experiment.get(name)
     return str(component.get("kind", "")) if isinstance(component, Mapping) else str(component or "")
+
+
+def component(experiment: Mapping[str, Any], name: str) -> str:
+    """A component for people."""
+    found = kind(experiment, name)
+    return KINDS.get(found, found)
 
 
 def plain(item: Any) -> str:

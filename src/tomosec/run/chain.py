@@ -67,7 +67,8 @@ def open_data(experiment: Experiment, root: Path | None) -> OpenDataset:
     for name in (experiment.threat.goal.target, *experiment.threat.goal.sources):
         if name not in opened.classes:
             raise InputError(
-                f"threat.goal: no class {name!r} in this dataset{nearest(name, opened.classes)}; there are {', '.join(opened.classes)}"
+                f"threat.goal: no class {name!r} in this dataset{nearest(name, opened.classes)}; "
+                f"there are {', '.join(opened.classes)}"
             )
     return opened
 

@@ -157,7 +157,9 @@ def _pick(samples: MeasuredSamples, table: SampleTable, chain: Chain) -> list[in
         by_patient.setdefault(samples.entries[i].patient, []).append(i)
     ranked: list[tuple[int, bool, int]] = []
     for group in by_patient.values():
-        group.sort(key=lambda i: (samples.entries[i].key not in fooled, abs(group.index(i) - len(group) // 2)))
+        # list.sort() empties the list while it works, so places are looked up beforehand.
+        from_middle = {i: abs(place - len(group) // 2) for place, i in enumerate(group)}
+        group.sort(key=lambda i: (samples.entries[i].key not in fooled, from_middle[i]))
         ranked += [(rank, samples.entries[i].key not in fooled, i) for rank, i in enumerate(group)]
     return [i for _, _, i in sorted(ranked)[:EXAMPLES]]
 
