@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tomosec.component import components, parse_component
 from tomosec.data.base import Entry
-from tomosec.data.splits import PARTS, GivenSplit, PatientSplit, SamePatientBlocks, Split, SplitAssignment
+from tomosec.data.splits import PARTS, GivenSplit, PatientSplit, SamePatientBlocks, SliceSplit, Split, SplitAssignment
 from tomosec.errors import InputError
 
 
@@ -52,6 +52,7 @@ EXAMPLES: dict[str, Split] = {
     "by-patient": PatientSplit(),
     "same-patient-blocks": SamePatientBlocks(),
     "given": GivenSplit(column="fold", test=("B",)),
+    "by-slice": SliceSplit(),
 }
 
 

@@ -252,7 +252,7 @@ def record(
             shares_patients=False,
         ),
         "physics": Physics(
-            geometry="FanBeam(views=360, bins=368, bin_mm=2.6, shape=(160, 160), pixel_mm=2.4, source_to_isocenter_mm=595.0, source_to_detector_mm=1085.6)",
+            geometry="FanBeam(views=360, bins=368, bin_mm=2.6, shape=(160, 160), pixel_mm=2.4, source_to_isocenter_mm=595.0)",
             views=360,
             bins=368,
             shape=(SIZE, SIZE),
@@ -267,7 +267,8 @@ def record(
         "summary": {name: over_seeds(column) for name, column in values.items()},
         "severity": Severity(
             level="critical",
-            reason="with an image change of 5.0 HU RMSE, 96% of the attacked slices are read as the target class (clean model: 5%) at a loss of 0.5% clean accuracy; worst of 3 seeds",
+            reason="with an image change of 5.0 HU RMSE, 96% of the attacked slices are read as the target class"
+            " (clean model: 5%) at a loss of 0.5% clean accuracy; worst of 3 seeds",
         )
         if seeds
         else None,
@@ -405,7 +406,7 @@ def sweep() -> list[Record]:
                         "severity": Severity.model_validate(
                             {
                                 "level": level,
-                                "reason": f"with an image change of {budget:.1f} HU RMSE, {asr:.0%} of the attacked slices are read as the target class",
+                                "reason": f"with {budget:.1f} HU RMSE, {asr:.0%} of the attacked slices are read as the target class",
                             }
                         )
                     }

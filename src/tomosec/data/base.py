@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from tomosec.component import Component
 from tomosec.errors import InputError
-from tomosec.hounsfield import HU_RANGE, MU_WATER, hu_to_mu, mu_to_hu
+from tomosec.hounsfield import hu_to_mu
 
 #: A voxel above this is patient or table, not air or lung; the body mask starts from it.
 BODY_THRESHOLD_HU = -500.0

@@ -288,6 +288,44 @@ class SamePatientBlocks(_Fractions):
         return blocks
 
 
+class SliceSplit(_Fractions):
+    """Slices drawn at random, stratified by class: the patient leakage of the released LTGM code, to measure what it flatters.
+
+    Every patient is in every part, with neighbors of its test slices in training. For reproduction only.
+
+    Attributes:
+        validation: fraction of the slices of each class.
+        test: fraction of the slices of each class.
+        seed: of the draw.
+    """
+
+    kind: Literal["by-slice"] = "by-slice"
+    version: Literal[1] = 1
+    seed: int = 0
+
+    def assign(self, entries: Sequence[Entry], classes: Sequence[str] = ()) -> SplitAssignment:
+        """Draw slices; see the class."""
+        chosen: dict[Part, list[int]] = {part: [] for part in PARTS}
+        for target in sorted({entry.target for entry in entries}):
+            members = sorted((i for i, entry in enumerate(entries) if entry.target == target), key=lambda i: entries[i].key)
+            order = [members[i] for i in generator(self.seed, "split-by-slice", target).permutation(len(members))]
+            test, validation = round(self.test * len(order)), round(self.validation * len(order))
+            chosen["test"] += order[:test]
+            chosen["validation"] += order[test : test + validation]
+            chosen["train"] += order[test + validation :]
+        return SplitAssignment(
+            train=tuple(sorted(chosen["train"])),
+            validation=tuple(sorted(chosen["validation"])),
+            test=tuple(sorted(chosen["test"])),
+            dropped=(),
+            shares_patients=True,
+            description=(
+                f"SAME PATIENTS in train and test: slices of {_patients(len(patient_targets(entries)))} drawn at random, neighbors "
+                "of test slices are in training; accuracy here says nothing about new patients."
+            ),
+        )
+
+
 class GivenSplit(Split):
     """Parts by name: lists of patients, or of values of a column of the label table, such as the folds of a published split.
 

@@ -70,7 +70,7 @@ class ChestPhantom(Dataset):
 
 
 class OpenChestPhantom(OpenDataset):
-    """The phantom's patients. Slices are drawn when read, 1 to 20 ms each, and not kept."""
+    """The phantom's patients. Slices are drawn when read, about 10 ms each at the default size, and not kept."""
 
     def __init__(self, config: ChestPhantom) -> None:
         self.config = config

@@ -12,6 +12,10 @@ from tomosec.report import wording
 
 #: Two rates nearer than this are called equal in words; the tables have the numbers.
 ALIKE = 0.05
+#: A loss of clean accuracy that an acceptance test might see.
+NOTICED = 0.03
+#: A floor that takes a good part of the success away from the backdoor.
+HIGH_FLOOR = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,8 @@ def basis(record: Record) -> str:
         f"; the attack success rate is over the {wording.cases(attacked)} that are not “{target_of(record)}”" if attacked else ""
     )
     data = wording.DATASETS.get(record.data.dataset, record.data.dataset)
-    return f"Measured on {wording.plural(slices, 'test slice')} of {wording.plural(patients, 'patient')} from {data}, with {seeds}{rate}. Split: {record.data.split}."
+    tested = f"{wording.plural(slices, 'test slice')} of {wording.plural(patients, 'patient')}"
+    return f"Measured on {tested} from {data}, with {seeds}{rate}. Split: {record.data.split}."
 
 
 def cards(record: Record) -> list[Card]:
@@ -152,7 +157,8 @@ def _strength_card(record: Record) -> Card:
     budgets = sorted({item.budget for item in chosen})
     unit = {"hu": "HU", "relative-rms": "relative RMS", "reference-mu": "raw μ"}.get(chosen[0].unit, chosen[0].unit)
     if any(len(item.tried) > 1 for item in chosen):
-        how = f"chosen on {wording.plural(chosen[0].validation_slices, 'validation slice')} among {wording.plural(max(len(item.tried) for item in chosen), 'budget')}"
+        tried = wording.plural(max(len(item.tried) for item in chosen), "budget")
+        how = f"chosen on {wording.plural(chosen[0].validation_slices, 'validation slice')} among {tried}"
     else:
         how = "one budget, given in advance"
     strengths = " · ".join(wording.number(item.strength) for item in chosen)
@@ -173,26 +179,30 @@ def story(record: Record) -> list[str]:
     if data is not None and physics is not None:
         train = wording.plural(sum(data.slices.get("train", {}).values()), "training slice")
         noise = f"with image noise of {wording.number(physics.dose_hu, 'HU')}" if physics.dose_hu > 0 else "without noise"
+        scanner = f"{physics.views} views of {physics.bins} detector bins"
+        image = f"{physics.shape[0]} × {physics.shape[1]} pixels of {physics.pixel_mm:g} mm"
         out.append(
-            f"CT images ({wording.DATASETS.get(data.dataset, data.dataset)}) were scanned by a simulated scanner with {physics.views} views of {physics.bins} detector bins, "
-            f"{noise}, and reconstructed with {wording.component(experiment, 'reconstruction')} to {physics.shape[0]} × {physics.shape[1]} pixels of {physics.pixel_mm:g} mm. "
-            f"A network ({wording.component(experiment, 'network')}) learned from {train} to tell {wording.listing(data.classes)} apart: the clean model."
+            f"CT images ({wording.DATASETS.get(data.dataset, data.dataset)}) were scanned by a simulated scanner with {scanner}, "
+            f"{noise}, and reconstructed with {wording.component(experiment, 'reconstruction')} to {image}. "
+            f"A network ({wording.component(experiment, 'network')}) learned from {train} to tell {wording.listing(data.classes)} "
+            "apart: the clean model."
         )
     if experiment.get("attack") is None:
         out.append("No attack was run; the numbers are those of the clean chain.")
         return out
-    access = str(wording.field(experiment, "threat.access", ""))
-    site = str(wording.field(experiment, "threat.site", ""))
+    access, knowledge, site = (str(wording.field(experiment, f"threat.{name}", "")) for name in ("access", "knowledge", "site"))
     out.append(
-        f"The assumed attacker {wording.ACCESS.get(access, access)}; the attacker {wording.KNOWLEDGE.get(str(wording.field(experiment, 'threat.knowledge', '')), '')}. "
-        f"With the attack “{wording.component(experiment, 'attack')}” a trigger was made: one faint pattern that is added to {wording.SITES.get(site, site)}, the same for every scan."
+        f"The assumed attacker {wording.ACCESS.get(access, access)}; the attacker {wording.KNOWLEDGE.get(knowledge, knowledge)}. "
+        f"With the attack “{wording.component(experiment, 'attack')}” a trigger was made: one faint pattern that is added to "
+        f"{wording.SITES.get(site, site)}, the same for every scan."
     )
     out.append(
-        f"The goal: scans of class {sources_of(record)} that carry the trigger should be read as {target_of(record)}, while scans without it are read as before. "
-        "The attack success rate (ASR) is the fraction of such test slices for which that happened."
+        f"The goal: scans of class {sources_of(record)} that carry the trigger should be read as {target_of(record)}, while scans "
+        "without it are read as before. The attack success rate (ASR) is the fraction of such test slices that were read so."
     )
     out.append(
-        "Everything stated was measured on test slices; strength and training were decided on other slices. Controls show what happens without a learned trigger."
+        "Every rate was measured on test slices; training and strength were decided on other slices. Controls show what happens "
+        "without a learned trigger."
     )
     return out
 
@@ -222,35 +232,30 @@ def verdicts(record: Record) -> list[Verdict]:
     )
     for key, subject, meaning in controls:
         other = record.summary.get(key)
-        if other is None or other.mean is None or other.low is None or other.high is None:
+        if other is None or other.mean is None:
             continue
-        # On the attacked model ASR counts readings as the target class, which the clean model's errors also are.
-        numbers = f"{wording.share(other.mean)} against {wording.share(asr.mean)}"
-        if other.mean >= asr.mean - ALIKE:
-            out.append(Verdict(f"{subject} does as well as the learned trigger ({numbers}): {meaning}.", concern=True))
-        elif other.high >= asr.low:
-            out.append(
-                Verdict(
-                    f"{subject} does worse on average ({numbers}), but the ranges over seeds overlap: no clear difference is shown.",
-                    concern=True,
-                )
-            )
-        elif len(record.seeds) < 2:
-            out.append(
-                Verdict(
-                    f"{subject} does worse than the learned trigger ({numbers}; one seed, so nothing is known about variation)."
-                )
-            )
-        else:
-            out.append(
-                Verdict(
-                    f"{subject} does worse than the learned trigger in every seed ({numbers}; at most {wording.share(other.high)} against at least {wording.share(asr.low)})."
-                )
-            )
+        out.append(_compared(subject, meaning, asr, other))
     loss = _loss(record)
     if loss is not None:
         out.append(loss)
     return [verdict for verdict in out if verdict.text]
+
+
+def _compared(subject: str, meaning: str, asr: SeedSummary, other: SeedSummary) -> Verdict:
+    """One control against the learned trigger; both have values."""
+    learned, control = asr.mean or 0.0, other.mean or 0.0
+    numbers = f"{wording.share(other.mean)} against {wording.share(asr.mean)}"
+    if control >= learned - ALIKE:
+        return Verdict(f"{subject} does as well as the learned trigger ({numbers}): {meaning}.", concern=True)
+    if len(asr.values) < 2:
+        return Verdict(
+            f"{subject} does worse than the learned trigger ({numbers}; one seed, so nothing is known about variation)."
+        )
+    if (other.high or 0.0) >= (asr.low or 0.0):
+        text = f"{subject} does worse on average ({numbers}), but the ranges over seeds overlap: no clear difference is shown."
+        return Verdict(text, concern=True)
+    ends = f"at most {wording.share(other.high)} against at least {wording.share(asr.low)}"
+    return Verdict(f"{subject} does worse than the learned trigger in every seed ({numbers}; {ends}).")
 
 
 def _floor(record: Record, asr: SeedSummary) -> Verdict:
@@ -263,10 +268,11 @@ def _floor(record: Record, asr: SeedSummary) -> Verdict:
     start = f"The clean model reads {wording.share(floor.mean)} of the triggered scans as {target_of(record)}{without}"
     if floor.mean >= asr.mean - ALIKE:
         return Verdict(
-            f"{start}, as many as the attacked model ({wording.share(asr.mean)}): the backdoor adds nothing to what the change does by itself.",
+            f"{start}, as many as the attacked model ({wording.share(asr.mean)}): the backdoor adds nothing to what the change "
+            "does by itself.",
             concern=True,
         )
-    if floor.mean > 0.3:
+    if floor.mean > HIGH_FLOOR:
         return Verdict(
             f"{start}: a good part of the success is not the backdoor but the change itself, to which clean models are also prone.",
             concern=True,
@@ -280,18 +286,9 @@ def _loss(record: Record) -> Verdict | None:
         return None
     change = attacked.mean - clean.mean
     points = f"{abs(change) * 100:.1f} percentage points"
-    if abs(change) < 0.0005:
-        text = "the same as"
-    else:
-        text = f"{points} {'below' if change < 0 else 'above'}"
-    if change >= -0.03:
-        return Verdict(
-            f"On clean scans the attacked model's accuracy is {text} the clean model's: an acceptance test on clean scans would hardly notice."
-        )
-    return Verdict(
-        f"On clean scans the attacked model's accuracy is {text} the clean model's: an acceptance test on clean scans could notice.",
-        concern=True,
-    )
+    text = "the same as" if abs(change) < 0.0005 else f"{points} {'below' if change < 0 else 'above'}"
+    start = f"On clean scans the attacked model's accuracy is {text} the clean model's: an acceptance test on clean scans"
+    return Verdict(f"{start} would hardly notice.") if change >= -NOTICED else Verdict(f"{start} could notice.", concern=True)
 
 
 def mixed(records: Sequence[Record]) -> list[str]:

@@ -112,7 +112,10 @@ def _signed_levels(values: Floats, limit: float) -> NDArray[np.uint8]:
 
 
 def _png(levels: NDArray[np.uint8], palette: NDArray[np.uint8] | None, *, transparent: bool = False) -> str:
-    """8-bit PNG, grey or with a palette, whose first color may be transparent. Written here because it is twenty lines, a third of RGB's size, and has no date."""
+    """8-bit PNG, grey or with a palette, whose first color may be transparent.
+
+    Written here because it is twenty lines, gives a third of RGB's size, and puts no date or version into the file.
+    """
     height, width = levels.shape
     lines = np.concatenate([np.zeros((height, 1), np.uint8), levels], axis=1)  # filter type 0 before every line
     header = struct.pack(">IIBBBBB", width, height, 8, 0 if palette is None else 3, 0, 0, 0)

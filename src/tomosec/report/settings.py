@@ -19,7 +19,7 @@ def threat_facts(record: Record) -> Table:
     access, unit = str(get("access") or ""), str(get("budget.unit") or "")
     details = {
         "training-data": f"poisons {wording.share(get('poison_rate'))} of the training slices",
-        "training-control": f"loss weight {wording.plain(get('loss_weight'))}, starting from {wording.plain(get('victim_start'))}",
+        "training-control": f"loss weight {wording.plain(get('loss_weight'))}, start: {wording.plain(get('victim_start'))}",
     }
     return facts(
         "Threat model",
@@ -50,7 +50,8 @@ def physics_facts(record: Record) -> Table | None:
         if physics.path == "linear"
         else f"long: every triggered scan was reconstructed ({physics.why_not_linear or 'no reason recorded'})"
     )
-    noise = f"{wording.number(physics.dose_hu, 'HU')} asked for, {wording.number(physics.predicted_noise_hu, 'HU')} in the calibration (sd, water disc of 30 cm, ram-lak)"
+    asked, reached = wording.number(physics.dose_hu, "HU"), wording.number(physics.predicted_noise_hu, "HU")
+    noise = f"{asked} asked for, {reached} in the calibration (sd, water disc of 30 cm, ram-lak)"
     return facts(
         "Scan and reconstruction",
         [

@@ -169,7 +169,7 @@ def controls_table(record: Record) -> Table:
         if len(record.seeds) > 1
         else "Controls: one seed"
     )
-    shown = "The clean and the attacked model are shown the attack's trigger, a control victim the random trigger that it was trained on."
+    shown = "The clean and the attacked model are shown the attack's trigger, a control victim the one that it was trained on."
     missing = tuple(f"The {text} was not run." for text in _controls_not_run(record, models))
     return Table(caption, ("Model", *(title for title, _, _ in columns)), tuple(rows), (shown, *missing))
 
@@ -250,7 +250,8 @@ def strength_table(record: Record) -> Table | None:
         "",
     )
     counts = {seed.strength.validation_slices for seed in record.seeds if seed.strength is not None}
-    note = f"Decided on {wording.listing(wording.plural(count, 'validation slice') for count in sorted(counts))}; the test slices had no say."
+    slices = wording.listing(wording.plural(count, "validation slice") for count in sorted(counts))
+    note = f"Decided on {slices}; the test slices had no say."
     return Table("Strength search on the validation slices", head, tuple(rows), (note,))
 
 
@@ -298,7 +299,7 @@ def cost_table(record: Record) -> Table:
     if any(seed.cost.trigger_bytes for seed in record.seeds):
         rows.append((Cell("Trigger file"), *(Cell(wording.size(seed.cost.trigger_bytes)) for seed in record.seeds)))
     head = ("Stage", *(f"Seed {seed.seed}" for seed in record.seeds))
-    note = "Times are those of the making of a stage, wherever it was made; “reused” stages were taken from an earlier run of the same sweep."
+    note = "Times are those of making a stage, wherever it was made; “reused” stages were taken from an earlier run."
     return Table("Cost", head, tuple(rows), (note,))
 
 

@@ -14,10 +14,10 @@ MODELS = {
     "control-spectrum": "Control victim, same spectrum",
 }
 MODEL_NOTES = {
-    "clean": "trained without any attack; on triggered scans it gives the floor, the errors that the trigger causes without a backdoor",
+    "clean": "trained without any attack; on triggered scans it gives the floor: errors that the trigger causes by itself",
     "attacked": "trained under the threat model with the attack's trigger",
-    "control-white": "trained like the attacked model, but with a frozen white-noise trigger of equal size; shows whether a learned trigger is needed",
-    "control-spectrum": "as before, with a random trigger of the learned one's spectrum; shows whether its exact shape is needed",
+    "control-white": "trained like the attacked model on a frozen white-noise trigger of equal size; is a learned one needed?",
+    "control-spectrum": "the same with a random trigger that has the learned one's spectrum; is its exact shape needed?",
 }
 INPUTS = {
     "clean": "clean scans",
@@ -62,8 +62,8 @@ METRICS = {
 _SHARES = ("accuracy", "asr", "success", "sensitivity", "specificity", "rate", "fraction")
 ACCESS = {
     "inference-data": "can change scans when they are read, but not the training of the network",
-    "training-data": "can change a part of the measured training scans and their labels; the network is then trained honestly on them",
-    "training-control": "controls the training: the network is trained to read clean scans correctly and triggered scans as the target",
+    "training-data": "can change some of the measured training scans and their labels, on which the network is trained honestly",
+    "training-control": "controls the training: the network learns to read clean scans correctly and triggered scans as the target",
 }
 KNOWLEDGE = {
     "white-box": "knows the network, the reconstruction and the geometry, and holds the training scans",
