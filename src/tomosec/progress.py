@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
+#: A reader that has gone or a stream that is closed: neither may end the work that is reported on.
+_GONE = (OSError, ValueError)
+
 
 class Progress(Protocol):
     """What work that takes a while talks to. Stages follow one another; a new one ends the one before."""
@@ -75,8 +78,7 @@ class PlainProgress:
         self._say(text)
 
     def _say(self, text: str) -> None:
-        # A reader that has gone, or a stderr that is closed, must not end a training.
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(*_GONE):
             print(text, file=self._stream or sys.stderr, flush=True)
 
 
@@ -99,17 +101,17 @@ class RichProgress:
 
     def start(self, total: int, description: str) -> None:
         """Show a bar."""
-        self._stop()
+        self.close()
         from rich.markup import escape
 
         bars = self._make()
         self._task = bars.add_task(escape(description), total=total or None)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*_GONE):
             bars.start()
             # Rich hides the cursor; a process that is killed could not bring it back.
             bars.console.show_cursor(True)
         self._bars = bars
-        atexit.register(self._stop)
+        atexit.register(self.close)
 
     def advance(self, n: int = 1) -> None:
         """Move the bar; a full one goes away."""
@@ -118,22 +120,23 @@ class RichProgress:
         self._bars.advance(self._task, n)
         moment = time.monotonic()
         if self._bars.finished:
-            self._stop()
+            self.close()
         elif moment - self._last > self.REDRAW:
             self._last = moment
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(*_GONE):
                 self._bars.refresh()
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*_GONE):
             (self._bars.console if self._bars is not None else self._console()).print(text, markup=False, highlight=False)
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """Take the bar away, if there is one."""
         if self._bars is not None:
             bars, self._bars = self._bars, None
-            atexit.unregister(self._stop)
-            with contextlib.suppress(OSError, ValueError):
+            atexit.unregister(self.close)
+            with contextlib.suppress(*_GONE):
                 bars.stop()
 
     def _console(self) -> Any:

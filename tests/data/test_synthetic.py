@@ -12,9 +12,10 @@ from scipy import ndimage, stats
 from tomosec.component import component_class
 from tomosec.data._anatomy import SCAN_RADIUS_MM, patient
 from tomosec.data._rendering import Scan
-from tomosec.data.base import Entry, Slice, body_mask, hu_to_mu, to_attenuation
+from tomosec.data.base import Entry, Slice, body_mask, to_attenuation
 from tomosec.data.synthetic import ChestPhantom
 from tomosec.errors import InputError
+from tomosec.hounsfield import hu_to_mu
 
 SMALL = {"size": 96, "pixel_mm": 4.0}
 

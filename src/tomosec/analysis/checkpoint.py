@@ -81,6 +81,9 @@ def load_checkpoint(
     Raises:
         InputError: the checkpoint belongs to another training.
     """
+    # What processes that were killed while they wrote left behind; nobody else trains in this folder.
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
     try:
         tensors, header = read_tensors(path)
     except FileNotFoundError:

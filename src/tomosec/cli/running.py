@@ -51,11 +51,16 @@ class _Running(Verb):
         experiments = load_recipe(recipe).experiments(preset=preset, overrides=parse_overrides(self.overrides))
         if len(experiments) > 1:
             say(f"{recipe}: {len(experiments)} experiments")
-        from tomosec.progress import for_terminal
+        from tomosec.progress import RichProgress, for_terminal
         from tomosec.record import now
 
-        begun = now()
-        records = self._work(experiments, data, executor, workers, for_terminal())
+        begun, progress = now(), for_terminal()
+        try:
+            records = self._work(experiments, data, executor, workers, progress)
+        finally:
+            # A message about what went wrong must not end up in the line of a bar.
+            if isinstance(progress, RichProgress):
+                progress.close()
         done = sum(record.finished is not None and record.finished < begun for record in records)
         if done:
             say(f"{done} of {len(records)} complete before; nothing was run for {'it' if done == 1 else 'them'}.")

@@ -32,8 +32,8 @@ def _profile(values: NDArray[np.float64], s: Array) -> Array:
     return np.interp(s, _LEVELS, values).astype(np.float32)
 
 
-def _length(dx: Array, dy: Array) -> Array:
-    return np.sqrt(dx * dx + dy * dy)  # five times as fast as hypot, and nothing here overflows
+def _length(dx: NDArray[np.floating], dy: NDArray[np.floating]) -> Array:
+    return np.asarray(np.sqrt(dx * dx + dy * dy), dtype=np.float32)  # five times as fast as hypot, and nothing here overflows
 
 
 def disc(x: Array, y: Array, cx: float | Array, cy: float, radius: float | Array) -> Array:
@@ -47,8 +47,8 @@ def ellipse(x: Array, y: Array, cx: float, cy: float, a: float | Array, b: float
     if angle:
         c, sn = np.float32(np.cos(angle)), np.float32(np.sin(angle))
         dx, dy = c * dx + sn * dy, c * dy - sn * dx
-    a, b = np.asarray(a, dtype=np.float32), np.asarray(b, dtype=np.float32)
-    return np.asarray((_length(dx / a, dy / b) - 1) * np.minimum(a, b), dtype=np.float32)
+    long, short = np.asarray(a, dtype=np.float32), np.asarray(b, dtype=np.float32)
+    return np.asarray((_length(dx / long, dy / short) - 1) * np.minimum(long, short), dtype=np.float32)
 
 
 Point = tuple[float, float]
@@ -56,10 +56,10 @@ Point = tuple[float, float]
 
 def capsule(x: Array, y: Array, start: Point, end: Point, r0: float | Array, r1: float | Array) -> Array:
     """Signed distance in mm to a stroke from ``start`` (radius ``r0``) to ``end`` (radius ``r1``)."""
-    ex, ey = np.float32(end[0] - start[0]), np.float32(end[1] - start[1])
+    ex, ey = np.asarray(end[0] - start[0], dtype=np.float32), np.asarray(end[1] - start[1], dtype=np.float32)
     dx, dy = x - np.float32(start[0]), y - np.float32(start[1])
     t = (dx * ex + dy * ey) / (ex * ex + ey * ey + np.float32(1e-9))
-    t = np.minimum(np.maximum(t, np.float32(0)), np.float32(1))
+    t = np.asarray(np.minimum(np.maximum(t, 0), 1), dtype=np.float32)
     first, change = np.asarray(r0, dtype=np.float32), np.asarray(np.subtract(r1, r0), dtype=np.float32)
     return np.asarray(_length(dx - t * ex, dy - t * ey) - (first + t * change), dtype=np.float32)
 

@@ -35,9 +35,9 @@ class _Paint(Protocol):
     def __call__(self, cover: Array, value: float | Array) -> None: ...
 
 
-def _smooth(t: Array) -> Array:
-    t = np.clip(t, 0, 1)
-    return t * t * (3 - 2 * t)
+def _smooth(value: NDArray[np.floating]) -> Array:
+    t = np.asarray(np.clip(value, 0, 1), dtype=np.float32)
+    return np.asarray(t * t * (3 - 2 * t), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +151,10 @@ class Renderer:
         self.power = ((f2 + 1 / 60**2) ** np.float32(-0.55) * np.exp(-f2 * np.float32(2.2**2 * 4))).astype(np.float32)
         self.power[0, 0] = 0
         self.power *= np.float32(size / np.sqrt((self.power**2).sum()))
-        cells = int(np.ceil(size * pixel_mm / _COARSE_MM)) + 2
-        places = np.clip((axis - axis[0]) / _COARSE_MM, 0, cells - 1.001)
-        first = places.astype(np.int64)
-        self.widen = np.zeros((size, cells), dtype=np.float32)
-        self.widen[np.arange(size), first] = 1 - (places - first)
-        self.widen[np.arange(size), first + 1] = places - first
-        self.cells = cells
+        self.cells = int(np.ceil(size * pixel_mm / _COARSE_MM)) + 2
+        places = (axis - axis[0]) / np.float32(_COARSE_MM)
+        self.first = places.astype(np.int64)
+        self.rest = (places - self.first).astype(np.float32)
 
     def fine(self, person: Patient, z: float) -> tuple[Array, Array]:
         """Two independent power-law textures of unit variance at depth ``z`` mm."""
@@ -176,12 +173,15 @@ class Renderer:
             white = generator(person.seed, "phantom", person.number, name, k).standard_normal((self.cells,) * 2, dtype=np.float32)
             total += weight * white
         smooth = ndimage.gaussian_filter(total, sigma, mode="wrap") * np.float32(2 * np.sqrt(np.pi) * sigma)
-        return self.widen @ smooth @ self.widen.T
+        # Linear interpolation by hand: a matrix product would give other last bits with another number of threads.
+        tall = smooth[self.first] + self.rest[:, None] * (smooth[self.first + 1] - smooth[self.first])
+        wide = tall[:, self.first] + self.rest * (tall[:, self.first + 1] - tall[:, self.first])
+        return np.asarray(wide, dtype=np.float32)
 
     def cover(self, distance: Array) -> Array:
         """Fraction of each pixel inside a shape, softened as by a scanner's resolution."""
         inside = np.float32(0.5) - distance / np.float32(max(self.pixel, 1.6))
-        return np.minimum(np.maximum(inside, np.float32(0)), np.float32(1))
+        return np.asarray(np.minimum(np.maximum(inside, np.float32(0)), np.float32(1)), dtype=np.float32)
 
     def render(self, person: Patient, z: float, lesions: tuple[Lesion, ...]) -> tuple[Array, NDArray[np.bool_]]:
         """Return the Hounsfield units and the lesion mask of the plane ``z`` mm below the apex."""
@@ -278,11 +278,13 @@ class Renderer:
             if shape.ndim == 2:
                 paint(self.cover(np.maximum(shape, inner)), value + soft)
         if heart.ndim == 2:
-            paint(self.cover(np.maximum(np.abs(heart - 3.5) - 0.6, inner)), 20 + soft)  # the pericardium, outside its fat
+            paint(
+                self.cover(np.maximum(np.abs(heart - np.float32(3.5)) - np.float32(0.6), inner)), 20 + soft
+            )  # the pericardium, outside its fat
             paint(self.cover(np.maximum(heart, inner)), 44 + soft)
-            paint(self.cover(np.abs(heart + 9) - 0.5) * np.float32(0.5), 54 + soft)
+            paint(self.cover(np.abs(heart + 9) - np.float32(0.5)) * np.float32(0.5), 54 + soft)
         paint(self.cover(disc(x, y, person.spine_x + 6, person.spine_y + 20, 7.0)), 36 + soft)  # the esophagus
-        paint(self.cover(np.abs(organs.middle + 1) - 1.0) * (organs.cage < -2), 25 + soft)
+        paint(self.cover(np.abs(organs.middle + 1) - 1) * (organs.cage < -2), 25 + soft)
 
     def _bones(
         self, paint: _Paint, person: Patient, x: Array, y: Array, z: float, s: Array, cage: Array, body: Array, soft: Array
@@ -368,7 +370,7 @@ class Renderer:
                 solid = np.maximum(solid, weight * (lesion.hu + 8 * grain + 1000) - 1000)
             else:
                 weight = _smooth(np.float32(0.5) - (k + np.float32(0.25) * edges) / np.float32(0.45))
-                weight = weight * np.clip(np.float32(0.85) + np.float32(0.2) * patches, 0.5, 1)
+                weight = np.asarray(weight * np.clip(np.float32(0.85) + np.float32(0.2) * patches, 0.5, 1), dtype=np.float32)
                 lung += weight * (np.float32(lesion.hu) + 30 * grain - lung)
             mask |= weight > 0.4
         return solid, mask

@@ -25,6 +25,8 @@ _WORST = ("critical", "high", "moderate", "low", "unknown", "none")
 #: Learning-curve columns that are no quantity of their own.
 _NO_CURVE = frozenset({"epoch", "seconds", "step", "lr", "learning_rate"})
 
+_QUANTITIES = {"loss": "training loss"}
+
 
 @dataclass(frozen=True, slots=True)
 class Section:
@@ -60,7 +62,7 @@ class Section:
     reconstruction: str
 
 
-def build_report(store: Store, path: Path, *, ids: Sequence[str] | None = None) -> Path:
+def build_report(store: Store, path: str | Path, *, ids: Sequence[str] | None = None) -> Path:
     """Write a report on one record or several.
 
     Args:
@@ -69,12 +71,13 @@ def build_report(store: Store, path: Path, *, ids: Sequence[str] | None = None) 
         ids: which records, in this order; all of the store, by start time, if not given.
 
     Returns:
-        ``path``.
+        ``path``, as a Path.
 
     Raises:
         InputError: no records, one that does not exist, or one that cannot be read.
         TomosecError: the file cannot be written.
     """
+    path = Path(path)
     records = [store.read(name) for name in dict.fromkeys(ids)] if ids is not None else list(store.records())
     if not records:
         raise InputError(f"{store.root}: no runs to report on yet")
@@ -196,8 +199,10 @@ def _curves(record: Record, name: str) -> list[Markup]:
         for index, point in enumerate(points):
             for quantity, value in point.items():
                 if quantity not in _NO_CURVE:
-                    line = quantities.setdefault(quantity.replace("_", " "), {}).setdefault(wording.model(model), [])
-                    line.append((float(point.get("epoch", index + 1)), float(value)))
+                    line = quantities.setdefault(_QUANTITIES.get(quantity, quantity.replace("_", " ")), {}).setdefault(
+                        wording.model(model), []
+                    )
+                    line.append((point.get("epoch", index) + 1.0, float(value)))
     out = []
     for index, (quantity, lines) in enumerate(quantities.items()):
         ends = "; ".join(f"{label} ends at {wording.value(quantity, points[-1][1])}" for label, points in lines.items())

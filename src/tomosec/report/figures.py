@@ -137,10 +137,10 @@ def line_plot(lines: Sequence[Line], *, x_label: str, y_label: str, alt: str, na
                     marker=marker,
                     markersize=3,
                     markerfacecolor="none",
-                    label=line.label,
+                    label=_fitting(line.label, 70),
                 )
                 continue
-            axes.plot(xs, means, color=color, linestyle=style, linewidth=1.8, label=line.label)
+            axes.plot(xs, means, color=color, linestyle=style, linewidth=1.8, label=_fitting(line.label, 70))
             for x in xs:
                 for place, point in enumerate(line.points[x]):
                     # Seeds and groups lie side by side, so that no interval hides another.
@@ -178,9 +178,9 @@ def learning_curve(quantity: str, lines: Mapping[str, Sequence[tuple[float, floa
                 linestyle=_DASHES[which % len(_DASHES)],
                 linewidth=1.5,
                 marker="." if len(points) < 3 else "",
-                label=label,
+                label=_fitting(label, 30),
             )
-        axes.set(xlabel="epoch", ylabel=quantity)
+        axes.set(xlabel="epoch", ylabel=_fitting(quantity, 30))
         _share_axis(axes, quantity)
         axes.legend(loc="upper left", bbox_to_anchor=(-0.1, -0.2), ncols=2 if len(lines) > 1 else 1, fontsize=8)
         return _svg(figure, alt, name)
@@ -191,6 +191,11 @@ def _share_axis(axes: Axes, quantity: str) -> None:
     if any(word in quantity for word in ("accuracy", "success", "asr")):
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def _fitting(text: str, most: int) -> str:
+    """A label that leaves room for the drawing; names of models and fields may be anything."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _svg(figure: Figure, alt: str, name: str) -> Markup:

@@ -14,6 +14,8 @@ from tomosec.report import wording
 ALIKE = 0.05
 #: A loss of clean accuracy that an acceptance test might see.
 NOTICED = 0.03
+#: A clean model below this part of the way from guessing to perfect is called weak.
+WEAK = 0.5
 #: A floor that takes a good part of the success away from the backdoor.
 HIGH_FLOOR = 0.3
 
@@ -75,7 +77,7 @@ def basis(record: Record) -> str:
     )
     data = wording.DATASETS.get(record.data.dataset, record.data.dataset)
     tested = f"{wording.plural(slices, 'test slice')} of {wording.plural(patients, 'patient')}"
-    return f"Measured on {tested} from {data}, with {seeds}{rate}. Split: {record.data.split}."
+    return f"Measured on {tested} from {data}, with {seeds}{rate}. {wording.sentence(record.data.split)}"
 
 
 def cards(record: Record) -> list[Card]:
@@ -184,8 +186,8 @@ def story(record: Record) -> list[str]:
         out.append(
             f"CT images ({wording.DATASETS.get(data.dataset, data.dataset)}) were scanned by a simulated scanner with {scanner}, "
             f"{noise}, and reconstructed with {wording.component(experiment, 'reconstruction')} to {image}. "
-            f"A network ({wording.component(experiment, 'network')}) learned from {train} to tell {wording.listing(data.classes)} "
-            "apart: the clean model."
+            f"A network ({wording.component(experiment, 'network')}) learned from {train} to tell "
+            f"{wording.listing(data.classes)} apart: the clean model."
         )
     if experiment.get("attack") is None:
         out.append("No attack was run; the numbers are those of the clean chain.")
@@ -197,8 +199,9 @@ def story(record: Record) -> list[str]:
         f"{wording.SITES.get(site, site)}, the same for every scan."
     )
     out.append(
-        f"The goal: scans of class {sources_of(record)} that carry the trigger should be read as {target_of(record)}, while scans "
-        "without it are read as before. The attack success rate (ASR) is the fraction of such test slices that were read so."
+        f"The goal: scans of class {sources_of(record)} that carry the trigger should be read as {target_of(record)}, "
+        "while scans without it are read as before. The attack success rate (ASR) is the fraction of such test slices that were "
+        "read so."
     )
     out.append(
         "Every rate was measured on test slices; training and strength were decided on other slices. Controls show what happens "
@@ -212,7 +215,7 @@ def verdicts(record: Record) -> list[Verdict]:
     asr = record.summary.get("attacked/triggered/asr")
     if asr is None or asr.mean is None or asr.low is None:
         return []
-    out = [_floor(record, asr)]
+    out = [verdict for verdict in (_weak(record),) if verdict is not None] + [_floor(record, asr)]
     controls = (
         (
             "attacked/random/asr",
@@ -241,6 +244,21 @@ def verdicts(record: Record) -> list[Verdict]:
     return [verdict for verdict in out if verdict.text]
 
 
+def _weak(record: Record) -> Verdict | None:
+    """Whether the clean model is good enough for an attack on it to mean anything."""
+    found = record.summary.get("clean/clean/balanced_accuracy") or record.summary.get("clean/clean/accuracy")
+    if found is None or found.mean is None or record.data is None:
+        return None
+    guessing = 1 / max(1, len(record.data.classes))
+    if found.mean >= guessing + WEAK * (1 - guessing):
+        return None
+    return Verdict(
+        f"The clean model reads only {wording.share(found.mean)} correctly, classes weighted alike (guessing: "
+        f"{wording.share(guessing)}). With a network this weak, success rates say little about an attack on one in use.",
+        concern=True,
+    )
+
+
 def _compared(subject: str, meaning: str, asr: SeedSummary, other: SeedSummary) -> Verdict:
     """One control against the learned trigger; both have values."""
     learned, control = asr.mean or 0.0, other.mean or 0.0
@@ -259,12 +277,15 @@ def _compared(subject: str, meaning: str, asr: SeedSummary, other: SeedSummary) 
 
 
 def _floor(record: Record, asr: SeedSummary) -> Verdict:
-    floor, misses = record.summary.get("clean/triggered/asr"), record.summary.get("clean/clean/asr")
+    floor, found = record.summary.get("clean/triggered/asr"), record.summary.get("clean/clean/sensitivity")
     if floor is None or floor.mean is None or asr.mean is None:
         return Verdict(
             "The clean model was not shown triggered scans: the floor of the attack success rate is unknown.", concern=True
         )
-    without = f" (without the trigger: {wording.share(misses.mean)})" if misses is not None and misses.mean is not None else ""
+    without = ""
+    if found is not None and found.mean is not None and record.data is not None and len(record.data.classes) == 2:
+        # With two classes, a finding that is missed is one that is read as the target.
+        without = f" (without the trigger: {wording.share(1 - found.mean)})"
     start = f"The clean model reads {wording.share(floor.mean)} of the triggered scans as {target_of(record)}{without}"
     if floor.mean >= asr.mean - ALIKE:
         return Verdict(
@@ -274,7 +295,7 @@ def _floor(record: Record, asr: SeedSummary) -> Verdict:
         )
     if floor.mean > HIGH_FLOOR:
         return Verdict(
-            f"{start}: a good part of the success is not the backdoor but the change itself, to which clean models are also prone.",
+            f"{start}: a good part of the success is not the backdoor but the change itself, to which clean models are prone.",
             concern=True,
         )
     return Verdict(f"{start}; the attacked model {wording.share(asr.mean)}.")

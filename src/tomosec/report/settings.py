@@ -85,7 +85,7 @@ def data_table(record: Record) -> Table | None:
         ]
         rows.append((Cell(part), *cells))
     notes = [
-        f"Split: {data.split}.",
+        wording.sentence(data.split),
         f"Left out of every part: {wording.plural(data.dropped, 'slice')}.",
         f"Content hash of the data: {data.manifest}.",
     ]

@@ -206,8 +206,17 @@ def stealth_table(record: Record) -> Table:
         "Size of the change, and how alike the images stay",
         head,
         tuple(rows),
-        (*((measured,) if measured else ()), *notes.lines()),
+        (*((measured,) if measured else ()), *_outside(record), *notes.lines()),
     )
+
+
+def _outside(record: Record) -> tuple[str, ...]:
+    inside, everywhere = record.summary.get("stealth/rmse_hu"), record.summary.get("stealth/rmse_image_hu")
+    if inside is None or everywhere is None or inside.mean is None or everywhere.mean is None:
+        return ()
+    if everywhere.mean <= 1.05 * inside.mean:
+        return ()
+    return ("The change is larger over the whole image than inside the body: in the air around the patient it may show.",)
 
 
 def _random_cell(name: str, record: Record) -> Cell:
@@ -251,8 +260,22 @@ def strength_table(record: Record) -> Table | None:
     )
     counts = {seed.strength.validation_slices for seed in record.seeds if seed.strength is not None}
     slices = wording.listing(wording.plural(count, "validation slice") for count in sorted(counts))
-    note = f"Decided on {slices}; the test slices had no say."
-    return Table("Strength search on the validation slices", head, tuple(rows), (note,))
+    notes = [f"Decided on {slices}; the test slices had no say."]
+    if missed := _missed(record):
+        notes.append(f"For {missed} no budget met the rule (ASR and loss of clean accuracy, above); the highest ASR was kept.")
+    return Table("Strength search on the validation slices", head, tuple(rows), tuple(notes))
+
+
+def _missed(record: Record) -> str:
+    """Seeds whose budget was kept although it misses what the threat model asks for."""
+    enough = wording.field(record.experiment, "threat.budget.enough_asr", 0.0)
+    most = wording.field(record.experiment, "threat.budget.max_ca_loss", 1.0)
+    out = []
+    for seed in record.seeds:
+        kept = [item for item in seed.strength.tried if item.get("budget") == seed.strength.budget] if seed.strength else []
+        if any(item.get("validation_asr", 1.0) < enough or item.get("validation_ca_loss", 0.0) > most for item in kept):
+            out.append(f"seed {seed.seed}")
+    return wording.listing(out)
 
 
 def patients_table(record: Record) -> Table | None:

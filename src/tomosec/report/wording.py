@@ -34,13 +34,13 @@ STEALTH = {
     "psnr_db": ("PSNR, whole image, peak 2000 HU", "dB"),
     "ssim_full": ("SSIM, −1000 to 1000 HU (data range 2000)", ""),
     "ssim_lung": ("SSIM, lung window (data range 1500)", ""),
-    "rms": ("Trigger RMS, line integrals", ""),
-    "max_abs": ("Largest trigger value, line integrals", ""),
-    "relative_rms": ("Trigger RMS over the sinogram's RMS", ""),
+    "sinogram_rms": ("Trigger RMS, line integrals", ""),
+    "sinogram_max_abs": ("Largest trigger value, line integrals", ""),
+    "sinogram_relative_rms": ("Trigger RMS over the sinogram's RMS", ""),
     "sinogram_psnr_db": ("PSNR of the sinogram, peak its largest value", "dB"),
-    "rms_over_noise": ("Trigger over noise sd, RMS over the rays", "×"),
-    "max_over_noise": ("Trigger over noise sd, largest ray", "×"),
-    "dprime": ("Ideal-observer signal to noise (d′)", ""),
+    "sinogram_rms_over_noise": ("Trigger over noise sd, RMS over the rays", "×"),
+    "sinogram_max_over_noise": ("Trigger over noise sd, largest ray", "×"),
+    "sinogram_dprime": ("Ideal-observer signal to noise (d′)", ""),
 }
 #: Metrics of a condition: name, in the order they are shown.
 METRICS = {
@@ -63,7 +63,7 @@ _SHARES = ("accuracy", "asr", "success", "sensitivity", "specificity", "rate", "
 ACCESS = {
     "inference-data": "can change scans when they are read, but not the training of the network",
     "training-data": "can change some of the measured training scans and their labels, on which the network is trained honestly",
-    "training-control": "controls the training: the network learns to read clean scans correctly and triggered scans as the target",
+    "training-control": "controls the training: the network learns to read clean scans correctly, triggered scans as the target",
 }
 KNOWLEDGE = {
     "white-box": "knows the network, the reconstruction and the geometry, and holds the training scans",
@@ -237,6 +237,12 @@ def plural(count: int, noun: str) -> str:
         if noun.endswith("y")
         else f"{count:,}\u00a0{noun}s".replace(",", "\u00a0")
     )
+
+
+def sentence(text: str) -> str:
+    """A text as a sentence: capital first, one full stop last."""
+    text = text.strip().rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def listing(items: Iterable[str]) -> str:

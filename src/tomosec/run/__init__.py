@@ -22,15 +22,16 @@ class _Callable(ModuleType):
         self,
         experiment: Experiment,
         *,
-        data: Path | None = None,
-        out: Path = Path("runs"),
+        data: str | Path | None = None,
+        out: str | Path = Path("runs"),
         device: str = "auto",
         progress: Progress | None = None,
     ) -> Record:
         """Run one experiment and return its record; see :func:`tomosec.run.runner.run`."""
         from tomosec.run.runner import run
 
-        return run(experiment, data=data, out=out, device=device, progress=progress)
+        folder = None if data is None else Path(data)
+        return run(experiment, data=folder, out=Path(out), device=device, progress=progress)
 
 
 sys.modules[__name__].__class__ = _Callable

@@ -155,6 +155,9 @@ class SeedRunner:
             model = self._trainer.victim("attacked", scaled.injection, key, clean)
             asr, loss = self._validate(model.network, clean.network, self._at_test(scaled.injection))
             tried.append({"budget": value, "rmse_hu": scaled.rmse_hu, "validation_asr": asr, "validation_ca_loss": loss})
+            self._progress.message(
+                f"Budget {value:g} {budget.unit} (seed {self._seed}): validation ASR {asr:.0%}, loss of clean accuracy {loss:.1%}"
+            )
             keeps = not loss > budget.max_ca_loss
             results.append((keeps, asr, scaled, model))
             if keeps and asr >= budget.enough_asr:

@@ -1,0 +1,216 @@
+"""Networks: sizes, determinism, what is stored with the weights, and the released layout."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tomosec.analysis.networks import (
+    VGG11,
+    Classifier,
+    DenseNet121,
+    Network,
+    ResNet18,
+    SmallCNN,
+    load_classifier,
+    save_classifier,
+)
+from tomosec.analysis.task import Classification
+from tomosec.component import components
+from tomosec.errors import InputError
+from tomosec.testing import check_component
+
+ALL = [SmallCNN(), SmallCNN(norm="group"), SmallCNN(norm="none"), ResNet18(), DenseNet121(), VGG11(), VGG11(batch_norm=True)]
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def images(count: int, side: int) -> Tensor:
+    return 0.02 * torch.rand(count, 1, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def test_family_has_exactly_these_kinds() -> None:
+    assert set(components("network")) >= {"small-cnn", "vgg11", "resnet18", "densenet121"}
+    for network in ALL:
+        check_component(network)
+
+
+def test_small_cnn_is_small() -> None:
+    for norm in ("batch", "group", "none"):
+        assert parameters(SmallCNN(norm=norm).build(classes=2, shape=(64, 64), seed=0)) <= 300_000
+
+
+@pytest.mark.parametrize("side", [64, 256])
+def test_vgg11_has_the_parameters_of_the_released_layout(side: int) -> None:
+    widths = [1, 64, 128, 256, 256, 512, 512, 512, 512]
+    convolutions = sum(9 * a * b + b for a, b in itertools.pairwise(widths)) + 9 * 512 * 128 + 128
+    head = sum(a * b + b for a, b in [(4608, 2048), (2048, 1024), (1024, 2)])
+    assert parameters(VGG11().build(classes=2, shape=(side, side), seed=0)) == convolutions + head
+
+
+def test_vgg11_pools_nothing_at_the_released_size() -> None:
+    classifier = VGG11().build(classes=2, shape=(256, 256), seed=0).eval()
+    sizes: dict[str, tuple[int, ...]] = {}
+    for name, module in classifier.body.named_children():
+        module.register_forward_hook(
+            lambda m, _, out, name=name: sizes.update({f"{name} {type(m).__name__}": tuple(out.shape[1:])})
+        )
+    with torch.no_grad():
+        classifier(images(1, 256))
+    assert sizes["21 _PoolTo"] == sizes["20 MaxPool2d"] == (512, 8, 8)
+    assert sizes["22 Conv2d"] == (128, 6, 6)
+    assert sizes["23 Flatten"] == (4608,)
+
+
+@pytest.mark.parametrize("network", ALL, ids=lambda n: f"{n.kind}-{getattr(n, 'norm', getattr(n, 'batch_norm', ''))}")
+@pytest.mark.parametrize("side", [32, 64, 128])
+def test_output_is_one_logit_per_class(network: Network, side: int) -> None:
+    classifier = network.build(classes=3, shape=(side, side), seed=0).eval()
+    with torch.no_grad():
+        logits = classifier(images(2, side))
+    assert logits.shape == (2, 3)
+    assert logits.dtype == torch.float32
+    assert not torch.allclose(logits.sum(1), torch.ones(2), atol=1e-3), "probabilities, not logits"
+    labels, probabilities = classifier.predict(images(2, side))
+    torch.testing.assert_close(probabilities, logits.softmax(1))
+    assert torch.equal(labels, logits.argmax(1))
+    assert classifier.has_batch_norm == any("running_mean" in name for name in classifier.state_dict())
+
+
+def test_softmax_on_request_only_and_predict_does_not_apply_it_twice() -> None:
+    classifier = VGG11(softmax=True).build(classes=2, shape=(32, 32), seed=0).eval()
+    plain = VGG11().build(classes=2, shape=(32, 32), seed=0).eval()
+    with torch.no_grad():
+        outputs, logits = classifier(images(2, 32)), plain(images(2, 32))
+    torch.testing.assert_close(outputs, logits.softmax(1))
+    torch.testing.assert_close(classifier.predict(images(2, 32))[1], outputs)
+
+
+def test_same_seed_same_weights_and_the_global_state_is_left_alone() -> None:
+    for network in (SmallCNN(), ResNet18()):
+        torch.manual_seed(1)
+        before = torch.get_rng_state()
+        first = network.build(classes=2, shape=(32, 32), seed=4).state_dict()
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.rand(7)
+        again = network.build(classes=2, shape=(32, 32), seed=4).state_dict()
+        other = network.build(classes=2, shape=(32, 32), seed=5).state_dict()
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_input_is_standardised_by_the_stored_statistics() -> None:
+    classifier = SmallCNN(norm="none").build(classes=2, shape=(32, 32), seed=0).eval()
+    x = images(2, 32)
+    classifier.set_input_statistics(0.01, 0.005)
+    with torch.no_grad():
+        expected = classifier(x)
+        classifier.set_input_statistics(0.1, 0.05)
+        torch.testing.assert_close(classifier(10 * x), expected)
+        assert not torch.allclose(classifier(x), expected)
+    for mean, std in ((0.0, 0.0), (float("nan"), 1.0), (0.0, float("inf"))):
+        with pytest.raises(InputError, match="finite with a positive deviation"):
+            classifier.set_input_statistics(mean, std)
+
+
+def test_saved_and_loaded_it_computes_the_same(tmp_path: Path) -> None:
+    classifier = SmallCNN(norm="batch", dropout=0.3).build(classes=3, shape=(32, 48), seed=1)
+    classifier.set_input_statistics(0.012, 0.007)
+    x = 0.02 * torch.rand(4, 1, 32, 48)
+    classifier(x)  # in training mode, so that the batch statistics move
+    path = save_classifier(tmp_path / "model.safetensors", classifier, {"classes": ["a", "b", "c"], "role": "clean"})
+    loaded, metadata = load_classifier(path)
+    assert metadata == {"classes": ["a", "b", "c"], "role": "clean"}
+    assert loaded.config == classifier.config
+    assert (loaded.classes, loaded.shape, loaded.training) == (3, (32, 48), False)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), classifier.eval()(x))
+    assert [item.name for item in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_the_file_is_no_pickle(tmp_path: Path) -> None:
+    content = save_classifier(tmp_path / "m.safetensors", SmallCNN().build(classes=2, shape=(32, 32), seed=0)).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert json.loads(header["__metadata__"]["tomosec"])["network"]["kind"] == "small-cnn"
+    assert (
+        sum(v["data_offsets"][1] - v["data_offsets"][0] for k, v in header.items() if k != "__metadata__")
+        == len(content) - 8 - length
+    )
+
+
+def test_files_that_are_no_classifiers_are_refused(tmp_path: Path) -> None:
+    path = save_classifier(tmp_path / "m.safetensors", SmallCNN().build(classes=2, shape=(32, 32), seed=0))
+    content = path.read_bytes()
+    with pytest.raises(InputError, match="no such model file"):
+        load_classifier(tmp_path / "other.safetensors")
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        load_classifier(path)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match="checksum"):
+        load_classifier(path)
+    path.write_bytes(content.replace(b"small-cnn", b"small-cnm"))
+    with pytest.raises(InputError, match="did you mean 'small-cnn'"):
+        load_classifier(path)
+
+
+def test_bad_inputs_are_named() -> None:
+    with pytest.raises(InputError, match="at least two classes"):
+        SmallCNN().build(classes=1, shape=(64, 64), seed=0)
+    with pytest.raises(InputError, match="31 x 64"):
+        SmallCNN().build(classes=2, shape=(31, 64), seed=0)
+    classifier = SmallCNN().build(classes=2, shape=(32, 32), seed=0)
+    for shape in ((32, 32), (1, 32, 32), (2, 3, 32, 32), (2, 1, 64, 64)):
+        with pytest.raises(InputError, match="this network reads"):
+            classifier(torch.zeros(shape))
+
+
+def test_predict_changes_nothing() -> None:
+    classifier = SmallCNN(dropout=0.5).build(classes=2, shape=(32, 32), seed=0).train()
+    before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+    first, again = classifier.predict(images(3, 32))[1], classifier.predict(images(3, 32))[1]
+    assert torch.equal(first, again)
+    assert classifier.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in classifier.state_dict().items())
+
+
+def test_representation_is_what_the_last_layer_reads() -> None:
+    classifier = SmallCNN().build(classes=2, shape=(32, 32), seed=0).eval()
+    x = images(3, 32).requires_grad_(True)
+    features = classifier.representation(x)
+    last = classifier.body[-1]  # type: ignore[index]
+    torch.testing.assert_close(last(features), classifier(x))
+    features.sum().backward()
+    assert x.grad is not None
+
+
+def test_a_third_party_network_needs_only_a_body(tmp_path: Path) -> None:
+    class Flat(Network):
+        """Nothing but a linear layer."""
+
+        def body(self, **_: Any) -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 2))
+
+    classifier = Flat().build(classes=2, shape=(32, 32), seed=0)
+    assert isinstance(classifier, Classifier)
+    assert not classifier.has_batch_norm
+    assert classifier(images(2, 32)).shape == (2, 2)
+
+
+def test_task_reads_logits() -> None:
+    task = Classification(classes=("normal", "disease"))
+    logits = torch.tensor([[0.0, 2.0], [1.0, 1.0]])
+    assert task.number == 2
+    assert task.labels(logits).tolist() == [1, 0]
+    torch.testing.assert_close(task.scores(logits).sum(1), torch.ones(2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="same name"):
+        Classification(classes=("a", "a"))
