@@ -64,7 +64,11 @@ def test_starved_bins_are_set_to_the_floor_and_counted():
     assert scanner.floored_fraction(torch.zeros_like(integrals)) < 1e-6
 
 
-@pytest.mark.parametrize("geometry", [COARSE, COARSE.scaled(views=240), ParallelBeam(views=120, bins=96, bin_mm=5.0, shape=(64, 64), pixel_mm=7.0)], ids=["fan", "twice the views", "parallel"])
+@pytest.mark.parametrize(
+    "geometry",
+    [COARSE, COARSE.scaled(views=240), ParallelBeam(views=120, bins=96, bin_mm=5.0, shape=(64, 64), pixel_mm=7.0)],
+    ids=["fan", "twice the views", "parallel"],
+)
 def test_a_dose_is_the_same_noise_in_every_geometry(geometry):
     check = check_dose(SimulatedAcquisition(dose="standard"), geometry, FBP(geometry), draws=24)
     assert check.reached_hu == pytest.approx(25.0, rel=0.06)

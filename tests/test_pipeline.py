@@ -22,7 +22,9 @@ def _chain(dtype=torch.float32, i0=1e5):
 
 def _trigger(site="line-integrals", strength=0.01):
     geometry = tiny_geometry()
-    return AdditiveTrigger(white_pattern(geometry.sinogram_shape, 0, "t"), geometry=geometry, domain="measurement", site=site, strength=strength)
+    return AdditiveTrigger(
+        white_pattern(geometry.sinogram_shape, 0, "t"), geometry=geometry, domain="measurement", site=site, strength=strength
+    )
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-5), (torch.float32, 1e-4)])
@@ -89,7 +91,11 @@ def test_a_trace_holds_every_intermediate():
     images = TinySamples(imaging, count=3).images
     trace = pipeline.trace(images, ["a", "b", "c"], trigger=_trigger(strength=0.05))
     assert trace.line_integrals.shape == trace.triggered_line_integrals.shape == (3, 1, 32, 28)
-    assert torch.allclose(trace.triggered_line_integrals - trace.measured_line_integrals, (0.05 * _trigger().pattern).expand(3, -1, -1, -1), atol=1e-6)
+    assert torch.allclose(
+        trace.triggered_line_integrals - trace.measured_line_integrals,
+        (0.05 * _trigger().pattern).expand(3, -1, -1, -1),
+        atol=1e-6,
+    )
     assert torch.allclose(pipeline(trace.measured_line_integrals), trace.logits, atol=1e-5)
     assert not torch.equal(trace.logits, trace.triggered_logits)
     assert pipeline.trace(images, ["a", "b", "c"]).triggered_logits is None
@@ -102,11 +108,15 @@ def test_an_image_trigger_is_added_after_the_reconstruction():
     clean = imaging.image(integrals, ["a"], seed=0, draw=0)
     triggered = imaging.image(integrals, ["a"], seed=0, draw=0, trigger=trigger)
     assert torch.allclose(triggered - clean, 1e-3 * trigger.pattern * imaging.circle, atol=1e-7)
-    assert torch.allclose(imaging.inject(trigger).triggered(clean, lambda: integrals, ["a"], seed=0, draw=0), triggered, atol=1e-7)
+    assert torch.allclose(
+        imaging.inject(trigger).triggered(clean, lambda: integrals, ["a"], seed=0, draw=0), triggered, atol=1e-7
+    )
 
 
 def test_a_sinogram_that_does_not_fit_is_named():
-    with pytest.raises(InputError, match=r"shape \(1, 1, 28, 32\) does not fit the geometry; expected \(batch, 1, 32 views, 28 bins\)"):
+    with pytest.raises(
+        InputError, match=r"shape \(1, 1, 28, 32\) does not fit the geometry; expected \(batch, 1, 32 views, 28 bins\)"
+    ):
         _chain().reconstruct(torch.zeros(1, 1, 28, 32))
 
 

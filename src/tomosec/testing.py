@@ -83,7 +83,9 @@ def tiny_context(seed: int = 0, *, batch_size: int = 4, i0: float = 1e5) -> Atta
     imaging = ImagingChain(Scanner(geometry, i0=i0, electronic_noise=3.3), FBP(geometry))
     pipeline = Pipeline(imaging, tiny_network(geometry)).requires_grad_(False)
     samples = TinySamples(imaging, seed=seed)
-    return AttackContext(geometry=geometry, samples=samples, pipeline=pipeline, target=0, sources=(1,), seed=seed, batch_size=batch_size)
+    return AttackContext(
+        geometry=geometry, samples=samples, pipeline=pipeline, target=0, sources=(1,), seed=seed, batch_size=batch_size
+    )
 
 
 def check_component(component: Component) -> None:
@@ -153,7 +155,7 @@ def _depends_on_batches(attack: Attack) -> bool:
 
 
 def check_reconstruction(reconstruction: Reconstruction) -> None:
-    """The contract of reconstructions: shapes, what ``is_linear`` and ``is_differentiable`` promise, no dependence on the batch."""
+    """The contract of reconstructions: shapes, what it declares about itself, and no dependence on the batch."""
     check_component(reconstruction)
     geometry = tiny_geometry()
     runtime = reconstruction.build(geometry)
@@ -162,10 +164,14 @@ def check_reconstruction(reconstruction: Reconstruction) -> None:
     image = runtime(p)
     assert image.shape == (3, 1, *geometry.shape)
     assert bool(torch.isfinite(image).all())
-    assert float((runtime(p[1:2]) - image[1:2]).norm()) <= 1e-5 * float(image[1:2].norm()), "a sample's image depends on its batch"
+    assert float((runtime(p[1:2]) - image[1:2]).norm()) <= 1e-5 * float(image[1:2].norm()), (
+        "a sample's image depends on its batch"
+    )
     if runtime.is_linear:
         combined = runtime(2 * p[:1] - 3 * p[1:2])
-        assert float((combined - (2 * image[:1] - 3 * image[1:2])).norm()) <= 1e-4 * float(combined.norm()), "is_linear, but it is not"
+        assert float((combined - (2 * image[:1] - 3 * image[1:2])).norm()) <= 1e-4 * float(combined.norm()), (
+            "is_linear, but it is not"
+        )
     if runtime.is_differentiable:
         q = p[:1].clone().requires_grad_(True)
         (gradient,) = torch.autograd.grad(runtime(q).pow(2).sum(), q)

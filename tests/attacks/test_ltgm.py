@@ -90,7 +90,11 @@ def test_a_small_step_lowers_the_target_loss_and_its_reverse_raises_it():
     batch, trigger = _source_batch(context), LTGM().make_trigger(context)
 
     def loss(strength):
-        return float(F.cross_entropy(context.pipeline(trigger.at(strength).apply(batch.measured)), torch.zeros(len(batch.keys), dtype=torch.long)))
+        return float(
+            F.cross_entropy(
+                context.pipeline(trigger.at(strength).apply(batch.measured)), torch.zeros(len(batch.keys), dtype=torch.long)
+            )
+        )
 
     assert loss(0.02) < loss(0.0) < loss(-0.02)
 
@@ -124,7 +128,9 @@ def test_flip_reverses_the_trigger_at_test_time_only():
     assert LTGM().at_test_time(trigger) is trigger
 
 
-@pytest.mark.parametrize("fields", [{"samples": "all"}, {"mask_scope": "mean", "mask_statistics": "batch"}, {"quantile": 1.0}, {"mask": "medien"}])
+@pytest.mark.parametrize(
+    "fields", [{"samples": "all"}, {"mask_scope": "mean", "mask_statistics": "batch"}, {"quantile": 1.0}, {"mask": "medien"}]
+)
 def test_contradictions_raise(fields):
     with pytest.raises(ValidationError):
         LTGM(**fields)

@@ -78,4 +78,8 @@ def test_a_clean_model_never_sees_a_trigger():
     batch = training.batch(list(range(20)), epoch=2)
     assert float(batch.images.abs().max()) == 0
     assert batch.labels.tolist() == list(TARGETS)
-    assert math.isclose(float(training.objective(Logits(), batch)), float(F.cross_entropy(torch.tensor([[0.0, 1.0]] * 20), torch.tensor(TARGETS))), rel_tol=1e-6)
+    assert math.isclose(
+        float(training.objective(Logits(), batch)),
+        float(F.cross_entropy(torch.tensor([[0.0, 1.0]] * 20), torch.tensor(TARGETS))),
+        rel_tol=1e-6,
+    )

@@ -25,7 +25,9 @@ def _trigger(**fields):
 @settings(max_examples=25, deadline=None)
 def test_strength_is_the_rms_of_the_change(strength, seed):
     geometry = tiny_geometry()
-    trigger = AdditiveTrigger(7.0 * white_pattern(geometry.sinogram_shape, seed, "test"), geometry=geometry, domain="measurement", strength=strength)
+    trigger = AdditiveTrigger(
+        7.0 * white_pattern(geometry.sinogram_shape, seed, "test"), geometry=geometry, domain="measurement", strength=strength
+    )
     data = torch.zeros(2, 1, *geometry.sinogram_shape)
     change = (trigger.apply(data) - data).pow(2).mean().sqrt()
     assert float(change) == pytest.approx(abs(strength), rel=1e-5)
@@ -48,7 +50,9 @@ def test_loading_says_what_is_wrong(tmp_path):
     save_file({"pattern": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="not a trigger saved by tomosec"):
         load_trigger(tmp_path / "other.safetensors")
-    save_file({"pattern": torch.zeros(2)}, tmp_path / "new.safetensors", metadata={"tomosec": '{"trigger": "additive", "format": 99}'})
+    save_file(
+        {"pattern": torch.zeros(2)}, tmp_path / "new.safetensors", metadata={"tomosec": '{"trigger": "additive", "format": 99}'}
+    )
     with pytest.raises(InputError, match="format 99"):
         load_trigger(tmp_path / "new.safetensors")
 

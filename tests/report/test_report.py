@@ -126,6 +126,21 @@ def test_overlapping_ranges_over_seeds_show_no_difference():
     assert "ranges over seeds overlap" in texts[0]
 
 
+@pytest.mark.parametrize(
+    ("estimate", "white", "words", "concern"),
+    [
+        (made.share, 0.1, "intervals apart, but one seed alone", False),
+        (made.share, 0.8, "no clear difference is shown", True),
+        (made.few, 0.1, "no clear difference is shown", True),
+    ],
+)
+def test_one_seed_alone_proves_little(estimate, white, words, concern):
+    record = made.record(ONE, seeds=(made.seed_result(0, white=white, estimate=estimate),))
+    found = [verdict for verdict in narrative.verdicts(record) if "white noise" in verdict.text]
+    assert [verdict.concern for verdict in found] == [concern]
+    assert words in found[0].text
+
+
 def test_a_weak_network_is_called_weak():
     good = narrative.verdicts(made.record(ONE, seeds=(made.seed_result(0),)))
     assert not any("this weak" in verdict.text for verdict in good)

@@ -30,6 +30,7 @@ from tomosec.trigger import load_trigger
 def finished(tmp_path_factory):
     """One finished tiny run, shared by the tests that only look at it."""
     from tests.run.conftest import TINY
+
     from tomosec.experiment import parse_experiment
 
     out = tmp_path_factory.mktemp("finished") / "runs"
@@ -41,7 +42,13 @@ def test_a_run_leaves_everything_it_claims(finished):
     _, out, record = finished
     folder = out / record.id
     assert record.status == "success"
-    assert {path.name for path in folder.iterdir()} >= {"record.json", "experiment.json", "samples.csv", "tensors.safetensors", "log.txt"}
+    assert {path.name for path in folder.iterdir()} >= {
+        "record.json",
+        "experiment.json",
+        "samples.csv",
+        "tensors.safetensors",
+        "log.txt",
+    }
     assert record.sample_rows == len((folder / "samples.csv").read_text().splitlines()) - 1
     seed = record.seeds[0]
     shown = {(condition.model, condition.input) for condition in seed.conditions}
@@ -103,7 +110,11 @@ def test_example_images_are_in_hounsfield_units_and_linear_in_the_trigger(finish
     change = tensors["triggered_hu"] - tensors["clean_hu"]
     assert torch.allclose(change, tensors["trigger_effect_hu"].expand_as(change), atol=0.05)
     assert len(facts["examples"]) == tensors["clean_hu"].shape[0]
-    assert set(facts["examples"][0]["readings"]) >= {"clean model, clean", "attacked model, triggered", "attacked model, random trigger"}
+    assert set(facts["examples"][0]["readings"]) >= {
+        "clean model, clean",
+        "attacked model, triggered",
+        "attacked model, random trigger",
+    }
 
 
 def test_rescoring_changes_nothing_that_is_right_and_repairs_what_is_not(finished):
@@ -191,7 +202,10 @@ def test_processes_give_what_inline_gives(tiny, tmp_path):
 
 
 def test_a_failing_experiment_is_recorded_and_the_others_go_on(tiny, tmp_path):
-    bad = tiny(training={"epochs": 1, "batch_size": 8, "learning_rate": 1e30, "warmup_epochs": 0}, network={"kind": "small-cnn", "normalization": "none"})
+    bad = tiny(
+        training={"epochs": 1, "batch_size": 8, "learning_rate": 1e30, "warmup_epochs": 0},
+        network={"kind": "small-cnn", "normalization": "none"},
+    )
     records = execute([bad, tiny(attack=None)], out=tmp_path / "runs")
     assert [record.status for record in records] == ["error", "success"]
     assert records[0].error

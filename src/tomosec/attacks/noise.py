@@ -42,4 +42,5 @@ def random_phases(pattern: Tensor, seed: int, purpose: str) -> Tensor:
     phases = torch.angle(torch.fft.rfft2(white_pattern((flat.shape[0], flat.shape[1]), seed, purpose).double()))
     amplitude = torch.fft.rfft2(flat).abs()
     phases[0, 0] = 0.0 if float(flat.sum()) >= 0 else torch.pi
-    return torch.fft.irfft2(torch.polar(amplitude, phases), s=flat.shape).float()
+    scrambled: Tensor = torch.fft.irfft2(torch.polar(amplitude, phases), s=flat.shape)
+    return scrambled.float()

@@ -141,7 +141,8 @@ def _axis_weights(count_in: int, step_in: float, count_out: int, step_out: float
     # Normalise by the full filter, not by the part that lies on the source, so that the outside counts as air.
     padded = np.arange(-count_in, 2 * count_in)
     full = np.clip(1 - np.abs(center_out[:, None] - (padded - (count_in - 1) / 2)[None, :] * step_in) / width, 0, None).sum(1)
-    return (weights / np.maximum(full, 1e-12)[:, None]).astype(np.float32)
+    normalised: NDArray[np.float32] = (weights / np.maximum(full, 1e-12)[:, None]).astype(np.float32)
+    return normalised
 
 
 def resample(

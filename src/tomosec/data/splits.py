@@ -289,9 +289,10 @@ class SamePatientBlocks(_Fractions):
 
 
 class SliceSplit(_Fractions):
-    """Slices drawn at random, stratified by class: the patient leakage of the released LTGM code, to measure what it flatters.
+    """Slices drawn at random, stratified by class: the patient leakage of the released LTGM code.
 
-    Every patient is in every part, with neighbors of its test slices in training. For reproduction only.
+    Every patient is in every part, with neighbors of its test slices in training. For measuring what
+    that flatters, never for a claim.
 
     Attributes:
         validation: fraction of the slices of each class.
@@ -320,8 +321,8 @@ class SliceSplit(_Fractions):
             dropped=(),
             shares_patients=True,
             description=(
-                f"SAME PATIENTS in train and test: slices of {_patients(len(patient_targets(entries)))} drawn at random, neighbors "
-                "of test slices are in training; accuracy here says nothing about new patients."
+                f"SAME PATIENTS in train and test: slices of {_patients(len(patient_targets(entries)))} drawn at random, "
+                "neighbors of test slices are in training; accuracy here says nothing about new patients."
             ),
         )
 

@@ -237,7 +237,7 @@ def verdicts(record: Record) -> list[Verdict]:
         other = record.summary.get(key)
         if other is None or other.mean is None:
             continue
-        out.append(_compared(subject, meaning, asr, other))
+        out.append(_compared(subject, meaning, asr, other, _apart(record, *key.split("/")[:2])))
     loss = _loss(record)
     if loss is not None:
         out.append(loss)
@@ -259,21 +259,30 @@ def _weak(record: Record) -> Verdict | None:
     )
 
 
-def _compared(subject: str, meaning: str, asr: SeedSummary, other: SeedSummary) -> Verdict:
-    """One control against the learned trigger; both have values."""
+def _compared(subject: str, meaning: str, asr: SeedSummary, other: SeedSummary, apart: bool) -> Verdict:
+    """One control against the learned trigger; both have values. ``apart``: the first seed's intervals do not overlap."""
     learned, control = asr.mean or 0.0, other.mean or 0.0
     numbers = f"{wording.share(other.mean)} against {wording.share(asr.mean)}"
     if control >= learned - ALIKE:
         return Verdict(f"{subject} does as well as the learned trigger ({numbers}): {meaning}.", concern=True)
     if len(asr.values) < 2:
-        return Verdict(
-            f"{subject} does worse than the learned trigger ({numbers}; one seed, so nothing is known about variation)."
-        )
+        if apart:
+            return Verdict(f"{subject} does worse than the learned trigger ({numbers}; intervals apart, but one seed alone).")
+        why = "but the intervals overlap or are missing: no clear difference is shown"
+        return Verdict(f"{subject} does worse than the learned trigger in this one seed ({numbers}), {why}.", concern=True)
     if (other.high or 0.0) >= (asr.low or 0.0):
         text = f"{subject} does worse on average ({numbers}), but the ranges over seeds overlap: no clear difference is shown."
         return Verdict(text, concern=True)
     ends = f"at most {wording.share(other.high)} against at least {wording.share(asr.low)}"
     return Verdict(f"{subject} does worse than the learned trigger in every seed ({numbers}; {ends}).")
+
+
+def _apart(record: Record, model: str, shown: str) -> bool:
+    """Whether a control's interval ends below that of the attack, in the first seed."""
+    learned, control = record.seeds[0].metric("attacked", "triggered", "asr"), record.seeds[0].metric(model, shown, "asr")
+    if learned is None or control is None or learned.low is None or control.high is None:
+        return False
+    return control.high < learned.low
 
 
 def _floor(record: Record, asr: SeedSummary) -> Verdict:

@@ -32,7 +32,8 @@ def severity(record: Record) -> Severity:
     rmse = seed.strength.rmse_hu if seed.strength is not None else float("inf")
     sentence = (
         f"with an image change of {rmse:.1f} HU RMSE, {asr:.0%} of the attacked slices are read as the target class"
-        f" (clean model: {floor:.0%}) at a loss of {loss:.1%} clean accuracy; worst of {len(record.seeds)} seed{'s' if len(record.seeds) > 1 else ''}"
+        f" (clean model: {floor:.0%}) at a loss of {loss:.1%} clean accuracy;"
+        f" worst of {len(record.seeds)} seed{'s' if len(record.seeds) > 1 else ''}"
     )
     for level, least_asr, most_loss, most_rmse in LEVELS:
         if asr >= least_asr and loss <= most_loss and rmse <= most_rmse and asr - floor >= ABOVE_FLOOR:

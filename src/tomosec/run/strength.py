@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import torch
 from tomosec.attacks.strength import fixed_strength, strength_for
 from tomosec.hounsfield import HU_PER_MU
 from tomosec.pipeline import Injection
-from tomosec.run.chain import BATCH, Chain, MeasuredSamples
+from tomosec.run.chain import BATCH, Chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Scaler:
         for start in range(0, len(self._samples), BATCH):
             integrals = self._samples.integrals(range(start, min(start + BATCH, len(self._samples)))).double()
             total, count = total + float(integrals.pow(2).sum()), count + integrals.numel()
-        return (total / count) ** 0.5
+        return math.sqrt(total / count)
 
     @torch.no_grad()
     def _effect(self, injection: Injection) -> Callable[[float], float]:
@@ -84,9 +85,3 @@ class Scaler:
             # A slice without a body says nothing about the size of a change in one.
             total, count = total + float(rmse[pixels > 0].sum()), count + int((pixels > 0).sum())
         return HU_PER_MU * total / max(1, count)
-
-
-def usable_samples(samples: MeasuredSamples, classes: tuple[int, ...]) -> list[int]:
-    """Positions of the samples of some classes."""
-    wanted = set(classes)
-    return [i for i, target in enumerate(samples.targets) if target in wanted]
