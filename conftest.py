@@ -18,6 +18,8 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 from sybil.sybil import SybilCollection
 
 ROOT = Path(__file__).parent
+# As the command line does: threads that wait must not spin, or tests that train take several times as long on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _command(line: str) -> list[str]:

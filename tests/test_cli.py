@@ -534,7 +534,7 @@ def test_a_failed_experiment_is_1(
     capsys.readouterr()
     assert main(["sweep", str(tiny), "--out", str(tmp_path / "runs")]) == 1
     out = capsys.readouterr().out
-    assert "2 experiments" in out
+    assert "is a sweep of 2 experiments" in out
     assert "boom" in out
     assert "1 of 2 experiments have no result" in out
 

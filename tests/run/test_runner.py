@@ -204,7 +204,7 @@ def test_processes_give_what_inline_gives(tiny, tmp_path):
 def test_a_failing_experiment_is_recorded_and_the_others_go_on(tiny, tmp_path):
     bad = tiny(
         training={"epochs": 1, "batch_size": 8, "learning_rate": 1e30, "warmup_epochs": 0},
-        network={"kind": "small-cnn", "normalization": "none"},
+        network={"kind": "small-cnn", "norm": "none"},
     )
     records = execute([bad, tiny(attack=None)], out=tmp_path / "runs")
     assert [record.status for record in records] == ["error", "success"]

@@ -214,7 +214,7 @@ class _PoolTo(nn.Module):
 
 
 class SmallCNN(Network):
-    """A small network of our own for grids around 64 x 64 and for machines without a GPU.
+    """A small network of our own for grids around 64 x 64 and for machines without a GPU; 79 thousand parameters.
 
     Attributes:
         norm: ``batch``, ``group`` (8 groups: no sample depends on its batch) or ``none``.
@@ -227,12 +227,16 @@ class SmallCNN(Network):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
     def body(self, *, classes: int, shape: tuple[int, int]) -> nn.Module:
-        """Four stages that halve the grid, global average, one linear layer."""
+        """Four convolutions with three halvings of the grid between them, global average, one linear layer."""
         layers: list[nn.Module] = []
         channels = 1
-        for width in (24, 48, 96, 128):
+        # The first convolution stays at full resolution: with stride 2, twice as fast, accuracy on the chest phantom at
+        # 64 x 64 fell from 0.87 to 0.80.
+        for width in (16, 32, 64, 96):
+            if layers:
+                layers.append(nn.MaxPool2d(2))
             layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=self.norm == "none"))
-            layers += [*self._normalization(width), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [*self._normalization(width), nn.ReLU()]
             channels = width
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(self.dropout), nn.Linear(channels, classes)]
         body = nn.Sequential(*layers)
@@ -250,7 +254,7 @@ class SmallCNN(Network):
 
 
 class ResNet18(Network):
-    """ResNet-18 (He et al., CVPR 2016) as MONAI builds it, one channel, 11.2 million parameters."""
+    """ResNet-18 (He et al., CVPR 2016) from MONAI with the published stem, one channel, 11.2 million parameters."""
 
     kind: Literal["resnet18"] = "resnet18"
     version: Literal[1] = 1
@@ -259,7 +263,9 @@ class ResNet18(Network):
         """MONAI's network with random weights."""
         from monai.networks.nets import resnet18
 
-        return cast(nn.Module, resnet18(spatial_dims=2, n_input_channels=1, num_classes=classes))
+        # MONAI's own default is a stem of stride 1, which is four times the work and not the published network.
+        stem = {"conv1_t_size": 7, "conv1_t_stride": 2}
+        return cast(nn.Module, resnet18(spatial_dims=2, n_input_channels=1, num_classes=classes, **stem))
 
 
 class DenseNet121(Network):

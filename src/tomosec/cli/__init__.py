@@ -84,6 +84,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; no traceback reaches the user."""
     args = list(sys.argv[1:] if args is None else args)
     _write_any_text()
+    # OpenMP's default lets a thread that waits spin on its core; where other work wants that core, training takes several
+    # times as long. It reads this when torch is loaded, which is later than here; a user's own setting stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verb: Verb | None = None
     try:
         if args in (["--version"], ["-V"]):

@@ -50,7 +50,8 @@ class _Running(Verb):
 
         experiments = load_recipe(recipe).experiments(preset=preset, overrides=parse_overrides(self.overrides))
         if len(experiments) > 1:
-            say(f"{recipe}: {len(experiments)} experiments")
+            hint = "" if executor == "processes" else ", one after another; `tomosec sweep` has --executor processes"
+            say(f"{recipe} is a sweep of {len(experiments)} experiments{hint}")
         from tomosec.progress import RichProgress, for_terminal
         from tomosec.record import now
 
@@ -100,6 +101,7 @@ class Demo(_Running):
         from tomosec.record import Store
         from tomosec.report.build import build_report
 
+        say(f"A small CT chain on built-in phantoms, attacked with LTGM; a few minutes. Everything goes to {self.out}.")
         records = self._execute("demo", None, None)
         code = _finish(records, self.out)
         path = build_report(Store(self.out), self.out / "report.html", ids=[record.id for record in records])
@@ -131,8 +133,6 @@ class Run(_WithRecipe):
     def run(self) -> int:
         """Run and print the results."""
         records = self._execute(self.file, self.data, self.preset)
-        if len(records) > 1:
-            say("The recipe is a sweep; `tomosec sweep` runs it with --executor processes.")
         code = _finish(records, self.out)
         self._say_next()
         return code
@@ -145,7 +145,7 @@ class Sweep(_WithRecipe):
     executor: Executor = "inline"
     """inline: one after another; processes: several at once on this machine."""
     workers: Annotated[int | None, arg(metavar="N")] = None
-    """How many processes; as many as fit when not given."""
+    """How many processes; two when not given."""
 
     def run(self) -> int:
         """Run and print the results."""

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from tomosec.record import Record, SeedResult, Severity
 
-#: From the worst down: attack success rate, loss of clean accuracy and image RMSE in HU that make a level.
+#: From the worst down: attack success rate, loss of clean accuracy and image RMSE in HU (met within 2 %) that make a level.
 LEVELS = (
     ("critical", 0.90, 0.03, 10.0),
     ("high", 0.50, 0.05, 20.0),
 )
+#: Below this balanced accuracy the clean model of two classes is too close to guessing for a verdict.
+LEAST_BALANCED_ACCURACY = 0.70
 #: An attack success rate this far above the clean model's own error counts as an effect of the backdoor.
 ABOVE_FLOOR = 0.20
 
 
 def severity(record: Record) -> Severity:
     """Judge a record by its worst seed: how often, at what loss of clean accuracy, and how visibly, the attack succeeds."""
+    weak = [seed for seed in record.seeds if _value(seed, "clean", "clean", "balanced_accuracy") < LEAST_BALANCED_ACCURACY]
+    if weak and record.experiment.get("attack") is not None:
+        accuracy = min(_value(seed, "clean", "clean", "balanced_accuracy") for seed in weak)
+        return Severity(
+            level="unknown",
+            reason=f"the clean model itself reaches only {accuracy:.0%} balanced accuracy, so an attack on it says little",
+        )
     worst: tuple[float, SeedResult] | None = None
     for seed in record.seeds:
         found = seed.metric("attacked", "triggered", "asr")
@@ -28,15 +37,16 @@ def severity(record: Record) -> Severity:
         )
     asr, seed = worst
     floor = _value(seed, "clean", "triggered", "asr")
-    loss = max(0.0, _value(seed, "clean", "clean", "accuracy") - _value(seed, "attacked", "clean", "accuracy"))
+    loss = _value(seed, "clean", "clean", "accuracy") - _value(seed, "attacked", "clean", "accuracy")
+    change = f"a loss of {loss:.1%}" if loss >= 0 else f"a gain of {-loss:.1%}"
     rmse = seed.strength.rmse_hu if seed.strength is not None else float("inf")
     sentence = (
         f"with an image change of {rmse:.1f} HU RMSE, {asr:.0%} of the attacked slices are read as the target class"
-        f" (clean model: {floor:.0%}) at a loss of {loss:.1%} clean accuracy;"
+        f" (clean model: {floor:.0%}) with {change} clean accuracy;"
         f" worst of {len(record.seeds)} seed{'s' if len(record.seeds) > 1 else ''}"
     )
     for level, least_asr, most_loss, most_rmse in LEVELS:
-        if asr >= least_asr and loss <= most_loss and rmse <= most_rmse and asr - floor >= ABOVE_FLOOR:
+        if asr >= least_asr and loss <= most_loss and rmse <= 1.02 * most_rmse and asr - floor >= ABOVE_FLOOR:
             return Severity.model_validate({"level": level, "reason": sentence})
     return Severity(level="moderate" if asr - floor >= ABOVE_FLOOR else "low", reason=sentence)
 

@@ -159,6 +159,8 @@ def summarise(seeds: tuple[SeedResult, ...]) -> dict[str, SeedSummary]:
                 values.setdefault(f"{condition.model}/{condition.input}/{name}", {})[seed.seed] = estimate.value
         for name, estimate in seed.stealth.items():
             values.setdefault(f"stealth/{name}", {})[seed.seed] = estimate.value
+        for name, estimate in seed.random_stealth.items():
+            values.setdefault(f"random_stealth/{name}", {})[seed.seed] = estimate.value
     return {name: over_seeds(column) for name, column in values.items()}
 
 
