@@ -45,6 +45,10 @@ def severity(record: Record) -> Severity:
         f" (clean model: {floor:.0%}) with {change} clean accuracy;"
         f" worst of {len(record.seeds)} seed{'s' if len(record.seeds) > 1 else ''}"
     )
+    control = seed.metric("control-white", "triggered", "asr")
+    if control is not None and control.value is not None:
+        # What the learned trigger adds is the difference; how vulnerable the chain is does not depend on it.
+        sentence += f"; a victim trained on a random trigger of equal size: {control.value:.0%}"
     for level, least_asr, most_loss, most_rmse in LEVELS:
         if asr >= least_asr and loss <= most_loss and rmse <= 1.02 * most_rmse and asr - floor >= ABOVE_FLOOR:
             return Severity.model_validate({"level": level, "reason": sentence})
