@@ -6,7 +6,6 @@ scanner or an archive reads.
 
 from __future__ import annotations
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,14 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tomosec.component import component_class, components
 from tomosec.errors import InputError, nearest
-from tomosec.files import replacing
 from tomosec.geometry import Geometry
+from tomosec.tensorfile import UnreadableFileError, read_tensors, write_tensors
 from tomosec.threat import Site
 
 Domain = Literal["measurement", "image"]
@@ -123,12 +120,7 @@ class Trigger(ABC):
             "details": self.details,
         }
         path = Path(path)
-        with replacing(path) as temporary:
-            save_file(
-                {name: value.detach().contiguous().cpu() for name, value in self.tensors().items()},
-                temporary,
-                metadata={"tomosec": json.dumps(header)},
-            )
+        write_tensors(path, self.tensors(), header)
         return path
 
 
@@ -175,14 +167,12 @@ def load_trigger(path: str | Path) -> Trigger:
         InputError: no such file, not a trigger of tomosec, or of a newer format.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such trigger file")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("tomosec", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a safetensors handle is not a mapping)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+        tensors, header = read_tensors(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such trigger file") from error
+    except UnreadableFileError as error:
+        raise InputError(f"{error}") from error
     if "trigger" not in header:
         raise InputError(f"{path}: a safetensors file, but not a trigger saved by tomosec")
     if header.get("format") != FORMAT:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from tomosec.attacks.noise import random_phases, white_pattern
 from tomosec.errors import InputError
+from tomosec.tensorfile import write_tensors
 from tomosec.testing import tiny_geometry
 from tomosec.trigger import AdditiveTrigger, load_trigger
 
@@ -48,11 +49,12 @@ def test_loading_says_what_is_wrong(tmp_path):
     with pytest.raises(InputError, match="not a readable safetensors file"):
         load_trigger(tmp_path / "torn.safetensors")
     save_file({"pattern": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match="not a trigger saved by tomosec"):
+    with pytest.raises(InputError, match="a safetensors file, but not one of tomosec's"):
         load_trigger(tmp_path / "other.safetensors")
-    save_file(
-        {"pattern": torch.zeros(2)}, tmp_path / "new.safetensors", metadata={"tomosec": '{"trigger": "additive", "format": 99}'}
-    )
+    write_tensors(tmp_path / "weights.safetensors", {"pattern": torch.zeros(2)}, {"network": "vgg11"})
+    with pytest.raises(InputError, match="not a trigger saved by tomosec"):
+        load_trigger(tmp_path / "weights.safetensors")
+    write_tensors(tmp_path / "new.safetensors", {"pattern": torch.zeros(2)}, {"trigger": "additive", "format": 99})
     with pytest.raises(InputError, match="format 99"):
         load_trigger(tmp_path / "new.safetensors")
 

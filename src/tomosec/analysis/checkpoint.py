@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tomosec.analysis.tensorfile import UnreadableFileError, read_tensors, write_tensors
 from tomosec.errors import InputError
+from tomosec.tensorfile import UnreadableFileError, read_tensors, write_tensors
 
 FORMAT = 1
 

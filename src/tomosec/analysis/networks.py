@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from tomosec.analysis.tensorfile import UnreadableFileError, read_tensors, write_tensors
 from tomosec.component import Component, describe_validation_error, parse_component
 from tomosec.errors import InputError
 from tomosec.hounsfield import MU_WATER
 from tomosec.randomness import torch_seed
+from tomosec.tensorfile import UnreadableFileError, read_tensors, write_tensors
 
 #: Version of the files that :func:`save_classifier` writes.
 FORMAT = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from tomosec.errors import TomosecError
@@ -32,7 +33,8 @@ def strength_for(effect: Callable[[float], float], wanted: float, *, guess: floa
     """
     if wanted == 0:
         return 0.0, 0.0
-    low, high, strength = 0.0, float("inf"), guess
+    low, high, strength, power = 0.0, math.inf, guess, 1.0
+    previous: tuple[float, float] | None = None
     reached = 0.0
     for _ in range(60):
         reached = effect(strength)
@@ -45,9 +47,18 @@ def strength_for(effect: Callable[[float], float], wanted: float, *, guess: floa
             low = strength
         else:
             high = strength
-        proportional = strength * wanted / reached if reached > 0 else strength * 10
-        inside = low < proportional < high
-        strength = proportional if inside else ((low + high) / 2 if high != float("inf") else strength * 2)
+        if reached <= 0:
+            strength *= 10
+            continue
+        # Effects grow like powers of the strength more often than not: fit the power to the last two points.
+        if previous is not None and previous[1] != reached and previous[0] != strength:
+            slope = math.log(reached / previous[1]) / math.log(strength / previous[0])
+            power = min(max(slope, 0.1), 10.0)
+        previous = (strength, reached)
+        following = strength * (wanted / reached) ** (1 / power)
+        if not low < following < high:
+            following = math.sqrt(low * high) if 0 < low < high < math.inf else following
+        strength = following
     raise TomosecError(f"no strength of this trigger reaches a budget of {wanted:g}: strength {strength:g} gives {reached:g}")
 
 

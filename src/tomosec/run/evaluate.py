@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,10 +83,6 @@ class Examples:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-
-    def metadata(self) -> dict[str, str]:
-        """Header of the safetensors file."""
-        return {"tomosec": json.dumps(self.facts)}
 
 
 @torch.no_grad()

@@ -8,11 +8,10 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from tomosec.errors import InputError, NotApplicable, TomosecError
 from tomosec.experiment import Experiment
-from tomosec.files import replacing, write_text
+from tomosec.files import write_text
 from tomosec.metrics.statistics import SeedSummary, over_seeds
 from tomosec.metrics.table import SampleTable
 from tomosec.progress import Progress, SilentProgress
@@ -23,6 +22,7 @@ from tomosec.run.chain import Chain, build_chain, open_data
 from tomosec.run.provenance import provenance
 from tomosec.run.score import conditions
 from tomosec.run.seed import SeedRun, SeedRunner
+from tomosec.tensorfile import write_tensors
 
 
 def run(
@@ -172,8 +172,7 @@ def _finish(record: Record, chain: Chain, runs: list[SeedRun], folder: Path, sec
         if seed_run.trigger is not None:
             seed_run.trigger.save(folder / f"trigger-seed{seed_run.result.seed}.safetensors")
     if runs[0].examples.tensors:
-        with replacing(folder / "tensors.safetensors") as temporary:
-            save_file(runs[0].examples.tensors, temporary, metadata=runs[0].examples.metadata())
+        write_tensors(folder / "tensors.safetensors", runs[0].examples.tensors, runs[0].examples.facts)
     seeds = tuple(seed_run.result for seed_run in runs)
     ended = now()
     record = record.model_copy(
