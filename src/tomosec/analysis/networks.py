@@ -214,7 +214,7 @@ class _PoolTo(nn.Module):
 
 
 class SmallCNN(Network):
-    """A small network of our own for grids around 64 x 64 and for machines without a GPU; 79 thousand parameters.
+    """A small network of our own for grids around 64 x 64 and for machines without a GPU; 164 thousand parameters.
 
     Attributes:
         norm: ``batch``, ``group`` (8 groups: no sample depends on its batch) or ``none``.
@@ -227,16 +227,13 @@ class SmallCNN(Network):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
     def body(self, *, classes: int, shape: tuple[int, int]) -> nn.Module:
-        """Four convolutions with three halvings of the grid between them, global average, one linear layer."""
+        """Four convolutions, each followed by a halving of the grid, global average, one linear layer."""
         layers: list[nn.Module] = []
         channels = 1
-        # The first convolution stays at full resolution: with stride 2, twice as fast, accuracy on the chest phantom at
-        # 64 x 64 fell from 0.87 to 0.80.
-        for width in (16, 32, 64, 96):
-            if layers:
-                layers.append(nn.MaxPool2d(2))
+        # Half the widths halve the time, but then a victim learns a trigger only at a loss of clean accuracy.
+        for width in (24, 48, 96, 128):
             layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=self.norm == "none"))
-            layers += [*self._normalization(width), nn.ReLU()]
+            layers += [*self._normalization(width), nn.ReLU(), nn.MaxPool2d(2)]
             channels = width
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(self.dropout), nn.Linear(channels, classes)]
         body = nn.Sequential(*layers)

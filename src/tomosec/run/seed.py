@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import torch
 from tomosec.analysis.networks import Classifier
 from tomosec.attacks.base import Attack, AttackContext
 from tomosec.attacks.noise import random_phases, white_pattern
-from tomosec.errors import NotApplicable
+from tomosec.errors import InputError, NotApplicable
 from tomosec.metrics.attack import attack_success_rate
 from tomosec.metrics.table import SampleTable
 from tomosec.pipeline import Injection, Pipeline
@@ -148,17 +147,21 @@ class SeedRunner:
     def _choose(self, injection: Injection, key: Mapping[str, Any], clean: TrainedModel) -> tuple[Scaled, list[dict[str, float]]]:
         """Try the budgets from the smallest and keep one, by validation alone."""
         budget = self._experiment.threat.budget
+        if len(budget.candidates) > 1 and not len(self._validation):
+            raise InputError("threat.budget: several values are chosen from on the validation slices, and this split has none")
         tried: list[dict[str, float]] = []
         results: list[tuple[bool, float, Scaled, TrainedModel]] = []
         for value in budget.candidates:
             scaled = self._scaler.to_budget(injection, value)
             model = self._trainer.victim("attacked", scaled.injection, key, clean)
             asr, loss = self._validate(model.network, clean.network, self._at_test(scaled.injection))
-            tried.append({"budget": value, "rmse_hu": scaled.rmse_hu, "validation_asr": asr, "validation_ca_loss": loss})
-            self._progress.message(
-                f"Budget {value:g} {budget.unit} (seed {self._seed}): validation ASR {asr:.0%}, loss of clean accuracy {loss:.1%}"
-            )
-            keeps = not loss > budget.max_ca_loss
+            if len(self._validation):
+                tried.append({"budget": value, "rmse_hu": scaled.rmse_hu, "validation_asr": asr, "validation_ca_loss": loss})
+                self._progress.message(
+                    f"Budget {value:g} {budget.unit} (seed {self._seed}): "
+                    f"validation ASR {asr:.0%}, loss of clean accuracy {loss:.1%}"
+                )
+            keeps = loss <= budget.max_ca_loss
             results.append((keeps, asr, scaled, model))
             if keeps and asr >= budget.enough_asr:
                 break
@@ -168,9 +171,9 @@ class SeedRunner:
         return scaled, tried
 
     def _validate(self, victim: Classifier, clean: Classifier, trigger: Injection) -> tuple[float, float]:
-        """ASR and loss of clean accuracy on the validation slices; NaN without source slices there."""
+        """ASR and loss of clean accuracy on the validation slices; ``(0, 0)`` where there are none."""
         if not len(self._validation):
-            return math.nan, math.nan
+            return 0.0, 0.0
 
         def accuracy(network: Classifier) -> float:
             rows = predict(self._validation, network, None, model="any", shown="clean")
@@ -178,7 +181,7 @@ class SeedRunner:
 
         rows = predict(self._validation, victim, trigger, model="any", shown="triggered")
         asr = attack_success_rate(rows, self._chain.target, self._chain.sources).value
-        return math.nan if asr is None else asr, accuracy(clean) - accuracy(victim)
+        return asr or 0.0, accuracy(clean) - accuracy(victim)
 
     def _controls(self, chosen: Scaled, clean: TrainedModel) -> Injection:
         """Run the controls; return the white random trigger of equal budget."""
