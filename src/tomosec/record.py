@@ -270,6 +270,8 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(folder / ".lock").acquire(timeout=0):
+                for left in folder.glob(".*.tmp"):  # by a process that was killed while it wrote
+                    left.unlink(missing_ok=True)
                 yield folder
         except Timeout as error:
             raise TomosecError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
@@ -61,6 +62,11 @@ def execute(
                 progress.message(f"failed: {error}")
     else:
         _in_processes(pending, workers or 2, data, out, device, progress)
+    unstarted = [identity for identity in identities if identity not in store.ids()]
+    if unstarted:
+        raise TomosecError(
+            f"{store.folder(unstarted[0])}: another process has just begun this experiment; repeat when it is done"
+        )
     return [store.read(identity) for identity in identities]
 
 
@@ -78,7 +84,13 @@ def _in_processes(
         }
         progress.start(len(futures), "Experiments")
         for future in as_completed(futures):
-            error = future.result()
+            try:
+                error = future.result()
+            except BrokenProcessPool as broken:
+                raise TomosecError(
+                    "a worker process died, most likely for lack of memory; what is complete is kept: "
+                    "run the same command again, with fewer workers"
+                ) from broken
             progress.message(f"{futures[future]}: {error}" if error else f"{futures[future]}: done")
             progress.advance(1)
 
