@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tomosec.acquisition import Scanner, SimulatedAcquisition, check_dose, water_disc_integrals
 from tomosec.errors import InputError
@@ -99,7 +100,7 @@ def test_a_geometry_too_small_for_the_disc_is_named():
 
 @pytest.mark.parametrize(("dose", "message"), [("standart", "did you mean 'standard'"), (-1.0, "cannot be negative")])
 def test_a_wrong_dose_is_named(dose, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ValidationError, match=message):
         SimulatedAcquisition(dose=dose)
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from tomosec.component import Component
@@ -79,22 +79,19 @@ class SimulatedAcquisition(Acquisition):
     electronic_noise: float = Field(3.3, ge=0)
     floor: float = Field(1.0, gt=0)
 
+    @field_validator("dose")
+    @classmethod
+    def _known_dose(cls, dose: str | float) -> str | float:
+        if isinstance(dose, str) and dose not in DOSES:
+            raise ValueError(f"no dose {dose!r}{nearest(dose, DOSES)}; a preset ({', '.join(DOSES)}) or a noise in HU")
+        if not isinstance(dose, str) and dose < 0:
+            raise ValueError("image noise in HU cannot be negative")
+        return dose
+
     @property
     def dose_hu(self) -> float:
         """The image noise in HU that the dose stands for."""
-        if isinstance(self.dose, str):
-            if self.dose not in DOSES:
-                raise InputError(
-                    f"acquisition.dose: no dose {self.dose!r}{nearest(self.dose, DOSES)}; "
-                    f"a preset ({', '.join(DOSES)}) or a noise in HU"
-                )
-            return DOSES[self.dose]
-        return float(self.dose)
-
-    def model_post_init(self, context: object, /) -> None:
-        """Reject an unknown preset or a negative noise when the value is made, not when it is used."""
-        if self.dose_hu < 0:
-            raise InputError(f"acquisition.dose: image noise cannot be negative, got {self.dose}")
+        return DOSES[self.dose] if isinstance(self.dose, str) else float(self.dose)
 
     def fit(self, geometry: Geometry, reconstruct: Callable[[Tensor], Tensor]) -> Calibration:
         """Find I0 so that the water disc shows ``dose_hu`` of noise.
