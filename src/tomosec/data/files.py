@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import io
+import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from tomosec.data.base import Entry
 from tomosec.errors import InputError, nearest
+from tomosec.files import write_text
 
 #: How tables spell "no value"; compared in lower case, after stripping.
 BLANKS = frozenset({"", "nan", "na", "n/a", "none", "null"})
@@ -146,17 +148,33 @@ def inside(root: Path, name: str, where: str) -> Path:
     return root / parts
 
 
-@functools.lru_cache(maxsize=200_000)
-def _digest(path: Path, size: int, modified_ns: int) -> str:
-    # Size and time are part of the key, so a file that was changed is read again.
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+#: (path, size, modification time in ns) to digest: a file that was changed is read again.
+_digests: dict[tuple[str, int, int], str] = {}
 
 
 def digest(path: Path) -> str:
     """SHA-256 (32 hex) of a file's content; read once per process unless size or modification time change."""
     stat = path.stat()
-    return _digest(path, stat.st_size, stat.st_mtime_ns)
+    key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    if key not in _digests:
+        with path.open("rb") as stream:
+            _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+    return _digests[key]
+
+
+@contextmanager
+def remembered_digests(cache: Path) -> Iterator[None]:
+    """Keep digests in a JSON file, so that a large dataset is not read from end to end at every start.
+
+    A damaged file is ignored: it only saves time.
+    """
+    with suppress(OSError, ValueError, TypeError):
+        for path, size, modified_ns, found in json.loads(cache.read_text(encoding="utf-8")):
+            _digests.setdefault((str(path), int(size), int(modified_ns)), str(found))
+    known = len(_digests)
+    yield
+    if len(_digests) > known:
+        write_text(cache, json.dumps([[*key, found] for key, found in sorted(_digests.items())]))
 
 
 def fingerprint(root: Path, paths: Iterable[Path]) -> dict[str, str]:

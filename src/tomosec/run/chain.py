@@ -16,6 +16,7 @@ from torch import Tensor
 from tomosec.acquisition import Acquisition, Calibration
 from tomosec.attacks.base import TrainingBatch
 from tomosec.data.base import Dataset, OpenDataset
+from tomosec.data.files import remembered_digests
 from tomosec.data.prepared import PreparedSet, load_prepared, prepare
 from tomosec.data.splits import Split, SplitAssignment
 from tomosec.errors import InputError, nearest
@@ -25,6 +26,7 @@ from tomosec.pipeline import ImagingChain, Injection
 from tomosec.progress import Progress
 from tomosec.reconstruction.base import Reconstruction
 from tomosec.reconstruction.fbp import FBP
+from tomosec.record import Store
 from tomosec.run.artifacts import Artifacts
 
 #: Slices that are projected, measured and reconstructed together.
@@ -71,6 +73,13 @@ def open_data(experiment: Experiment, root: Path | None) -> OpenDataset:
                 f"there are {', '.join(opened.classes)}"
             )
     return opened
+
+
+def identify(experiment: Experiment, root: Path | None, store: Store) -> tuple[OpenDataset, str]:
+    """Open the experiment's data and return it with the experiment's identity; content digests are kept in the store."""
+    with remembered_digests(store.artifacts / "digests.json"):
+        opened = open_data(experiment, root)
+        return opened, experiment.identity(opened.manifest_hash())
 
 
 def build_chain(

@@ -16,7 +16,7 @@ from tomosec.errors import InputError, TomosecError
 from tomosec.experiment import Experiment, parse_experiment
 from tomosec.progress import Progress, SilentProgress
 from tomosec.record import Record, Store
-from tomosec.run.chain import open_data
+from tomosec.run.chain import identify
 from tomosec.run.runner import run
 
 Executor = Literal["inline", "processes"]
@@ -48,7 +48,7 @@ def execute(
     """
     progress = progress or SilentProgress()
     store = Store(out, create=True)
-    identities = [experiment.identity(open_data(experiment, data).manifest_hash()) for experiment in experiments]
+    identities = [identify(experiment, data, store)[1] for experiment in experiments]
     pending = dict(zip(identities, experiments, strict=True))
     if executor == "inline":
         for number, experiment in enumerate(pending.values(), 1):

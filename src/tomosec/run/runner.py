@@ -18,7 +18,7 @@ from tomosec.progress import Progress, SilentProgress
 from tomosec.record import DataSummary, Physics, Record, SeedResult, Store, now
 from tomosec.run.artifacts import Artifacts
 from tomosec.run.assess import severity, untested
-from tomosec.run.chain import Chain, build_chain, open_data
+from tomosec.run.chain import Chain, build_chain, identify
 from tomosec.run.provenance import provenance
 from tomosec.run.score import conditions
 from tomosec.run.seed import SeedRun, SeedRunner
@@ -51,8 +51,7 @@ def run(
     """
     progress = progress or SilentProgress()
     store = Store(out, create=True)
-    opened = open_data(experiment, data)
-    identity = experiment.identity(opened.manifest_hash())
+    opened, identity = identify(experiment, data, store)
     if identity in store.ids() and (done := store.read(identity)).complete:
         return done
     with store.claim(identity) as folder:
