@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from tomosec.component import Value
 
 Access = Literal["inference-data", "training-data", "training-control"]
-Knowledge = Literal["white-box", "surrogate"]
+#: Surrogates are not available yet: every attack so far takes its gradients from the victim's own clean model.
+Knowledge = Literal["white-box"]
 Site = Literal["counts", "line-integrals", "image"]
 BudgetUnit = Literal["hu", "relative-rms", "reference-mu"]
 
@@ -69,7 +70,7 @@ class ThreatModel(Value):
         access: ``inference-data`` changes scans at test time only; ``training-data`` also poisons a fraction of the measured
             scans and their labels, and the victim trains honestly on them; ``training-control`` sets the victim's loss to
             CE(clean) + ``loss_weight`` CE(triggered, target), as the published LTGM code does.
-        knowledge: the attacker's gradients come from the victim's own clean model, or from a surrogate.
+        knowledge: ``white-box``: the attacker's gradients come from the victim's own clean model.
         site: where the trigger enters: ``counts`` (after quantum noise, before electronic noise and log), ``line-integrals``
             (after the log) or ``image``. An image-domain trigger needs ``image``, or is carried into the sinogram.
         poison_rate: fraction of the training slices that are poisoned, of the whole set; ``training-data`` only.

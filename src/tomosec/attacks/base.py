@@ -70,7 +70,7 @@ class AttackContext:
     Attributes:
         geometry: the scan.
         samples: training samples.
-        pipeline: chain with a clean network, the victim's own or a surrogate's, parameters frozen; None without weights.
+        pipeline: chain with the victim's clean network, parameters frozen; None where the attacker has no weights.
         target: class index that triggered scans should be read as.
         sources: class indices that are attacked.
         seed: seed of the experiment; draw with ``randomness.generator(seed, <attack kind>, ...)``.

@@ -70,7 +70,7 @@ class LTGM(Attack):
         """Learn T of unit RMS over the training samples; one pass, or two where the mask is from the mean gradient."""
         pipeline = context.pipeline
         if pipeline is None:
-            raise TomosecError("LTGM needs the weights of a clean network, its victim's or a surrogate's")
+            raise TomosecError("LTGM needs the weights of a clean network")
         positions = context.positions_of(context.sources) if self.samples == "source" else list(range(len(context.samples)))
         sign = -1.0 if self.objective == "target" else 1.0
         common_mask = self._mean_mask(context, pipeline, positions) if self.mask != "none" and self.mask_scope == "mean" else None

@@ -67,7 +67,6 @@ ACCESS = {
 }
 KNOWLEDGE = {
     "white-box": "knows the network, the reconstruction and the geometry, and holds the training scans",
-    "surrogate": "knows the reconstruction and the geometry, but uses a network of its own in place of the attacked one",
 }
 SITES = {
     "counts": "photon counts (after quantum noise, before electronic noise and logarithm)",
