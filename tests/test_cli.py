@@ -249,7 +249,14 @@ def test_a_real_ctrl_c_and_then_the_same_command(tiny: Path) -> None:
         "--set",
         "training.epochs=3000",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: tests may run in such a job.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     said = ""
     for line in process.stderr:
