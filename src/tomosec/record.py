@@ -227,6 +227,10 @@ class Store:
         """Identities of the runs that have a record."""
         return sorted(path.parent.name for path in self.root.glob("*/record.json"))
 
+    def has(self, experiment_id: str) -> bool:
+        """Whether a run has a record, without listing the others."""
+        return (self.folder(experiment_id) / "record.json").is_file()
+
     def read(self, experiment_id: str) -> Record:
         """Read one record.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -61,6 +62,12 @@ class Goal(Value):
         if self.target in self.sources:
             raise ValueError(f"the target class {self.target!r} cannot be a source class as well")
         return self
+
+    def indices(self, classes: Sequence[str]) -> tuple[int, tuple[int, ...]]:
+        """Index of the target and those of the sources in a dataset's class names, which must hold them."""
+        target = classes.index(self.target)
+        sources = tuple(classes.index(name) for name in self.sources)
+        return target, sources or tuple(k for k in range(len(classes)) if k != target)
 
 
 class ThreatModel(Value):

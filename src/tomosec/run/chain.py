@@ -99,11 +99,7 @@ def build_chain(
     calibration = calibrate(experiment, artifacts, progress)
     scanner = cast(Acquisition, experiment.acquisition).build(calibration, geometry, device=device)
     reconstructor = cast(Reconstruction, experiment.reconstruction).build(geometry, device=device)
-    goal = experiment.threat.goal
-    target = opened.classes.index(goal.target)
-    sources = tuple(opened.classes.index(name) for name in goal.sources) or tuple(
-        i for i in range(len(opened.classes)) if i != target
-    )
+    target, sources = experiment.threat.goal.indices(opened.classes)
     key = {
         "data": manifest,
         "split": experiment.split,

@@ -62,7 +62,7 @@ def execute(
                 progress.message(f"failed: {error}")
     else:
         _in_processes(pending, workers or 2, data, out, device, progress)
-    unstarted = [identity for identity in identities if identity not in store.ids()]
+    unstarted = [identity for identity in identities if not store.has(identity)]
     if unstarted:
         raise TomosecError(
             f"{store.folder(unstarted[0])}: another process has just begun this experiment; repeat when it is done"

@@ -23,6 +23,7 @@ from tomosec.run.provenance import provenance
 from tomosec.run.score import conditions
 from tomosec.run.seed import SeedRun, SeedRunner
 from tomosec.tensorfile import write_tensors
+from tomosec.threat import Goal
 
 
 def run(
@@ -52,10 +53,10 @@ def run(
     progress = progress or SilentProgress()
     store = Store(out, create=True)
     opened, identity = identify(experiment, data, store)
-    if identity in store.ids() and (done := store.read(identity)).complete:
+    if store.has(identity) and (done := store.read(identity)).complete:
         return done
     with store.claim(identity) as folder:
-        if identity in store.ids() and (done := store.read(identity)).complete:
+        if store.has(identity) and (done := store.read(identity)).complete:
             return done
         chosen = choose_device(device)
         begun, clock = now(), time.perf_counter()
@@ -136,9 +137,8 @@ def rescore(store: Store, experiment_id: str) -> Record:
         raise InputError(
             f"{store.folder(experiment_id) / 'samples.csv'}: {len(table)} rows, the record says {record.sample_rows}"
         )
-    goal, classes = record.experiment["threat"]["goal"], list(record.data.classes)
-    target = classes.index(goal["target"])
-    sources = [classes.index(name) for name in goal["sources"]] or [k for k in range(len(classes)) if k != target]
+    classes = record.data.classes
+    target, sources = Goal.model_validate(record.experiment["threat"]["goal"]).indices(classes)
     seeds = tuple(
         seed.model_copy(update={"conditions": conditions(table.select(seed=seed.seed), classes, target, sources)})
         for seed in record.seeds
