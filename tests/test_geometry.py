@@ -98,6 +98,17 @@ def test_bins_of_flat_and_curved_detectors():
     assert shifted.fan_radius_mm < flat.fan_radius_mm
 
 
+def test_an_axis_off_the_central_ray_moves_the_source_and_narrows_the_disc():
+    scan, shifted = FanBeam(**FAN), FanBeam(**FAN, axis_offset_mm=3.0)
+    assert shifted.source_positions_mm[0] == pytest.approx([-3.0, 70.0])
+    assert shifted.source_positions_mm[2] == pytest.approx([-70.0, -3.0])  # a quarter turn later
+    assert shifted.isocenter_edges_mm == pytest.approx(scan.isocenter_edges_mm - 3.0)
+    last = math.atan(54 / 120)
+    assert shifted.fan_radius_mm == pytest.approx(70 * math.sin(last) - 3 * math.cos(last))
+    with pytest.raises(ValidationError, match="the source at 28.0045 mm would cut"):
+        FanBeam(**{**FAN, "source_to_isocenter_mm": 28.0}, axis_offset_mm=0.5)
+
+
 def test_a_detector_that_misses_the_isocenter_sees_no_disc():
     scan = ParallelBeam(**PARALLEL, detector_offset_bins=20)
     assert scan.fan_radius_mm == 0

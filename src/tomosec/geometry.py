@@ -3,11 +3,12 @@
 Conventions, shared by every operator. The image has row 0 at the top, x to the right and y up, and its center is the
 isocenter. In the view at angle t the detector axis is ``(cos t, sin t)``, a positive arc turns counter-clockwise, and
 
-* a fan beam has its source at ``R (−sin t, cos t)``, so view 0 looks down from the top;
+* a fan beam has its source at ``R (−sin t, cos t) − τ (cos t, sin t)``, so view 0 looks down from the top; τ is the distance by
+  which the rotation axis misses the central ray, 0 on a centered scanner;
 * a parallel beam has rays along ``(−sin t, cos t)``.
 
 Bin d of D covers ``[(d − D/2 + offset), (d + 1 − D/2 + offset)] · pitch`` along the detector axis (along the arc for a
-curved detector). Complementary rays of a fan beam agree: ``p(t, γ) = p(t + π + 2γ, −γ)``.
+curved detector). Complementary rays of a centered fan beam agree: ``p(t, γ) = p(t + π + 2γ, −γ)``.
 """
 
 from __future__ import annotations
@@ -207,6 +208,8 @@ class FanBeam(Geometry):
         source_to_detector_mm: Distance from the source to the middle of the detector axis.
         detector: ``flat``: bins equidistant on a line; ``curved``: bins equiangular on an arc centered at the source
             (``bin_mm`` is then measured along the arc).
+        axis_offset_mm: How far the rotation axis lies off the central ray (the one from the source at a right angle to the
+            detector), towards growing bins: the center-of-rotation shift of a misaligned scanner, at the isocenter.
     """
 
     kind: Literal["fan-beam"] = "fan-beam"
@@ -215,6 +218,7 @@ class FanBeam(Geometry):
     source_to_isocenter_mm: Length
     source_to_detector_mm: Length
     detector: Literal["flat", "curved"] = "flat"
+    axis_offset_mm: float = 0.0
 
     @model_validator(mode="after")
     def _check_fan(self) -> Self:
@@ -224,9 +228,10 @@ class FanBeam(Geometry):
                 f"{self.source_to_isocenter_mm:g}: the detector is behind the isocenter"
             )
         half_diagonal = math.hypot(*self.size_mm) / 2
-        if self.source_to_isocenter_mm <= half_diagonal:
+        source_radius = math.hypot(self.source_to_isocenter_mm, self.axis_offset_mm)
+        if source_radius <= half_diagonal:
             raise ValueError(
-                f"the source at {self.source_to_isocenter_mm:g} mm would cut through the image, whose corner is "
+                f"the source at {source_radius:g} mm would cut through the image, whose corner is "
                 f"{half_diagonal:g} mm from the isocenter; reduce shape or pixel_mm, or check the units (mm)"
             )
         widest = float(np.abs(self._edge_angles).max())
@@ -256,13 +261,21 @@ class FanBeam(Geometry):
     @property
     def isocenter_edges_mm(self) -> Floats:
         """Where the rays through the bin edges cross the detector axis through the isocenter, shape (bins + 1,)."""
-        return self.source_to_isocenter_mm * np.tan(self._edge_angles)
+        return self.source_to_isocenter_mm * np.tan(self._edge_angles) - self.axis_offset_mm
+
+    @property
+    def source_positions_mm(self) -> Floats:
+        """The source of every view, (x, y), shape (views, 2)."""
+        cos, sin = np.cos(self.view_angles), np.sin(self.view_angles)
+        radius, offset = self.source_to_isocenter_mm, self.axis_offset_mm
+        return np.stack([-radius * sin - offset * cos, radius * cos - offset * sin], axis=1)
 
     @property
     def fan_radius_mm(self) -> float:
         """Radius of the disc around the isocenter that every view sees whole; 0 where the detector misses the isocenter."""
-        angles = self._edge_angles
-        return self.source_to_isocenter_mm * math.sin(max(0.0, min(-angles[0], angles[-1])))
+        angles = self._edge_angles[[0, -1]]
+        first, last = self.source_to_isocenter_mm * np.sin(angles) - self.axis_offset_mm * np.cos(angles)
+        return max(0.0, float(min(-first, last)))
 
     @classmethod
     def ltgm(cls) -> FanBeam:

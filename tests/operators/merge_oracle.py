@@ -24,7 +24,7 @@ def _rays(geometry: Geometry, t: float):
     edges = [(d - geometry.bins / 2 + geometry.detector_offset_bins) * geometry.bin_mm for d in range(geometry.bins + 1)]
     if not isinstance(geometry, FanBeam):
         return (lambda point: n), [(u * e, n) for u in edges], None
-    source = geometry.source_to_isocenter_mm * n
+    source = geometry.source_to_isocenter_mm * n - geometry.axis_offset_mm * e
     far = geometry.source_to_detector_mm
     rays = []
     for u in edges:
@@ -57,8 +57,9 @@ def dense(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
                 weight = 1.0
                 if source is not None:
                     away = np.array([x, y]) - source
-                    depth = np.dot(away, -source) / np.hypot(*source) if geometry.detector == "flat" else np.hypot(*away)
-                    weight = (np.hypot(*source) / depth) ** 2
+                    n = np.array([-math.sin(t), math.cos(t)])
+                    depth = -np.dot(away, n) if geometry.detector == "flat" else np.hypot(*away)
+                    weight = (geometry.source_to_isocenter_mm / depth) ** 2
                 for d in range(geometry.bins):
                     left, right = sorted(marks[d : d + 2])
                     overlap = min(high, right) - max(low, left)

@@ -23,6 +23,10 @@ GENERAL = {
     "curved": FanBeam(views=10, bins=12, shape=(8, 8), detector="curved", **_near),
     "curved, shifted": FanBeam(views=8, bins=12, shape=(8, 8), detector="curved", detector_offset_bins=0.25, **_near),
     "flat, shifted": FanBeam(views=8, bins=12, shape=(8, 8), detector_offset_bins=-1.25, **_near),
+    "axis off the central ray": FanBeam(views=8, bins=13, shape=(8, 8), axis_offset_mm=4.0, **_near),
+    "curved, axis off the central ray": FanBeam(
+        views=7, bins=13, shape=(8, 9), detector="curved", axis_offset_mm=-6.0, detector_offset_bins=0.25, start=0.7, **_near
+    ),
     "odd views": FanBeam(views=9, bins=12, shape=(8, 8), **_near),
     "between the symmetric views": FanBeam(views=8, bins=12, shape=(8, 8), start=0.2, **_near),
     "short arc, clockwise": FanBeam(views=7, bins=12, shape=(8, 8), start=2.0, arc=-4.0, **_near),

@@ -19,6 +19,9 @@ SMALL = {
         views=40, bins=300, bin_mm=3.0, shape=(80, 120), pixel_mm=4.0, source_to_isocenter_mm=535.0,
         source_to_detector_mm=940.0, detector_offset_bins=12.25, start=1.0, arc=-3.0,
     ),
+    "axis off the central ray": FanBeam.somatom_scope(shape=(96, 96)).scaled(views=48, bins=256).model_copy(
+        update={"axis_offset_mm": 20.0}
+    ),
     "parallel": ParallelBeam(views=45, bins=256, bin_mm=2.0, shape=(96, 96), pixel_mm=5.0, start=0.1),
 }  # fmt: skip
 

@@ -76,7 +76,7 @@ def ellipse_integrals(geometry: Geometry, *, ellipses: tuple[tuple[float, ...], 
         if isinstance(geometry, FanBeam):
             ratio = offset / geometry.source_to_detector_mm
             gamma = np.arctan(ratio) if geometry.detector == "flat" else ratio
-            start = [geometry.source_to_isocenter_mm * part for part in along]
+            start = [part[:, None] for part in geometry.source_positions_mm.T]
             direction = [np.sin(gamma) * a - np.cos(gamma) * b for a, b in zip(across, along, strict=True)]
         else:
             start = [offset * part for part in across]

@@ -37,6 +37,8 @@ def unmet_precondition(geometry: Geometry) -> str | None:
         return "the detector is not flat"
     if geometry.detector_offset_bins != 0:
         return "the detector is shifted, so a mirrored view is not a view"
+    if geometry.axis_offset_mm != 0:
+        return "the rotation axis is off the central ray, so a mirrored view is not a view"
     if geometry.shape[0] != geometry.shape[1]:
         return "the image is not square, so a rotated image is not an image"
     if geometry.views % 8:

@@ -33,9 +33,9 @@ class _Plan:
     Attributes:
         by_rows: Views whose lines are image rows.
         by_columns: The others.
-        rays: (views, 10) The shadow of a point at ``a`` along its line and ``l`` across the lines is
-            ``(r₀ a + r₁ l) / (r₀ + r₂ l)``; FBP's weight there is ``r₈ / ((r₃ + r₄ a + r₅ l)² + (r₆ a + r₇ l)²)``; r₉ is the
-            number of steps of ``guess`` a mm.
+        rays: (views, 11) The shadow of a point at ``a`` along its line and ``l`` across the lines is
+            ``(r₀ a + r₁ l) / (r₀ + r₂ l)``; FBP's weight there is ``r₈ / ((r₃ + r₄ a + r₅ l)² + (r₆ a + r₇ l + r₁₀)²)``;
+            r₉ is the number of steps of ``guess`` a mm.
         marks: (views, bins + 1) Ascending bin edges on the driving axis.
         per_length: (views, bins) One over the distance of two of them.
         guess: (views, steps) The bin at the start of each equal step of the axis; no step is longer than a bin.
@@ -61,13 +61,16 @@ class _Plan:
         if isinstance(geometry, FanBeam):
             radius = geometry.source_to_isocenter_mm
             curved = float(geometry.detector == "curved")
-            shadow = [radius * main, radius * cross, side]
+            source_x, source_y = geometry.source_positions_mm.T
+            # The source along the lines and across them.
+            source_at, source_height = np.where(rows, source_x, source_y), np.where(rows, source_y, source_x)
+            shadow = [-side * source_height, side * source_at, side]
             weight = [radius * one, -side * cross, side * main, curved * main, curved * cross, radius**2 * one]
-            marks = radius * (main[:, None] * at + cross[:, None] * height) / (radius * main[:, None] + side[:, None] * height)
-            source_at, source_height = (side * cross * radius)[:, None], np.abs(main * radius)[:, None]
-            cosines = source_height / np.hypot(marks - source_at, source_height)
+            aside = curved * geometry.axis_offset_mm
+            marks = (shadow[0][:, None] * at + shadow[1][:, None] * height) / (shadow[0][:, None] + side[:, None] * height)
+            cosines = np.abs(source_height)[:, None] / np.hypot(marks - source_at[:, None], source_height[:, None])
         else:
-            shadow, weight = [main, cross, zero], [one, zero, zero, zero, zero, one]
+            shadow, weight, aside = [main, cross, zero], [one, zero, zero, zero, zero, one], 0.0
             marks = edges / main[:, None]
             cosines = np.broadcast_to(np.abs(main)[:, None], marks.shape)
         self.flipped = marks[:, 0] > marks[:, -1]
@@ -75,7 +78,7 @@ class _Plan:
         lengths = np.diff(self.marks, axis=1)
         self.per_length = 1 / lengths
         per_step = 1 / lengths.min(axis=1)
-        self.rays = np.stack([*shadow, *weight, per_step], axis=1)
+        self.rays = np.stack([*shadow, *weight, per_step, aside * one], axis=1)
         self.guess = self._guesses(per_step)
         self.ray_scale = (2 * geometry.pixel_mm / (cosines[:, 1:] + cosines[:, :-1])).astype(dtype)
         self.bin_length = np.abs(np.diff(marks, axis=1)).astype(dtype)

@@ -25,7 +25,7 @@ def _locate_edges(along, ray, marks, per_length, guess, pixel, pixels, weighted,
 
     Args:
         along: The line's y (rows) or x (columns).
-        ray: (10,) The view; see ``_Plan`` in the caller.
+        ray: (11,) The view; see ``_Plan`` in the caller.
         marks: (D + 1,) Ascending bin edges on the driving axis.
         per_length: (D,) One over each bin's length there.
         guess: The bin at the start of each step of the axis.
@@ -57,7 +57,7 @@ def _locate_edges(along, ray, marks, per_length, guess, pixel, pixels, weighted,
         for i in range(pixels):
             across = start + (i + 0.5) * pixel
             depth = ray[3] + ray[4] * across + ray[5] * along
-            aside = ray[6] * across + ray[7] * along
+            aside = ray[6] * across + ray[7] * along + ray[10]
             weight[i] = real(ray[8] / ((depth * depth + aside * aside) * length))
 
 
@@ -139,7 +139,7 @@ def scatter(stack, sinogram, cells, chosen, lines, rays, marks, per_length, gues
         cells: (G, at least last − first, 8 (D + 2)) scratch.
         chosen: Views that take these lines.
         lines: Place of each line.
-        rays: (V, 10).
+        rays: (V, 11).
         marks: (V, D + 1).
         per_length: (V, D).
         guess: (V, steps).
@@ -200,7 +200,7 @@ def gather(sums, stack, chosen, lines, rays, marks, per_length, guess, pixel, we
         stack: (G, lines, 8 pixels), receives the result.
         chosen: Views that take these lines.
         lines: Place of each line.
-        rays: (V, 10).
+        rays: (V, 11).
         marks: (V, D + 1).
         per_length: (V, D).
         guess: (V, steps).

@@ -130,16 +130,23 @@ def _on_axis(geometry: Geometry, x: Tensor, y: Tensor, cos: Tensor, sin: Tensor,
     """Map points along their rays onto the driving axis (the line y = 0 by rows, x = 0 by columns)."""
     along = x * cos + y * sin
     if isinstance(geometry, FanBeam):
-        radius = geometry.source_to_isocenter_mm
-        return radius * along / ((radius * cos - y) if by_rows else (radius * sin + x))
+        source_x, source_y = _source(geometry, cos, sin)
+        across = x * source_y - source_x * y
+        return across / (source_y - y) if by_rows else across / (x - source_x)
     return along / (cos if by_rows else sin)
+
+
+def _source(geometry: FanBeam, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x and y of the source in the views with these cosines and sines."""
+    radius, offset = geometry.source_to_isocenter_mm, geometry.axis_offset_mm
+    return -radius * sin - offset * cos, radius * cos - offset * sin
 
 
 def _bin_position(geometry: Geometry, along: Tensor, beyond: Tensor) -> Tensor:
     """Return the detector coordinate of points, in bins: 0 at the first edge, ``bins`` at the last."""
     first = float(geometry.bin_edges_mm[0])
     if isinstance(geometry, FanBeam):
-        slope = along / (geometry.source_to_isocenter_mm + beyond)
+        slope = (along + geometry.axis_offset_mm) / (geometry.source_to_isocenter_mm + beyond)
         on_detector = geometry.source_to_detector_mm * (slope if geometry.detector == "flat" else slope.atan())
     else:
         on_detector = along
@@ -154,15 +161,15 @@ def _distance_weight(geometry: Geometry, x: Tensor, y: Tensor, cos: Tensor, sin:
     depth = radius + x * sin - y * cos
     if geometry.detector == "flat":
         return (radius / depth) ** 2
-    return radius**2 / (depth**2 + (x * cos + y * sin) ** 2)
+    return radius**2 / (depth**2 + (x * cos + y * sin + geometry.axis_offset_mm) ** 2)
 
 
 def _ray_cosines(geometry: Geometry, edges: Tensor, cos: Tensor, sin: Tensor, by_rows: bool) -> Tensor:
     """Return each bin's mean cosine between its two edge rays and the normal of the driving axis."""
     if not isinstance(geometry, FanBeam):
         return (cos if by_rows else sin).abs().expand(-1, geometry.bins)
-    radius = geometry.source_to_isocenter_mm
-    across, height = (-sin * radius, cos * radius) if by_rows else (cos * radius, -sin * radius)
+    source_x, source_y = _source(geometry, cos, sin)
+    across, height = (source_x, source_y) if by_rows else (source_y, source_x)
     cosines = height.abs() / torch.hypot(edges - across, height)
     return (cosines[:, 1:] + cosines[:, :-1]) / 2
 
