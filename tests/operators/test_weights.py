@@ -11,12 +11,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from merge_oracle import dense
-from small_scans import FAST, GENERAL, SCANS
+from small_scans import COPIES, EIGHTFOLD, GENERAL, SCANS
 
 from tomosec.geometry import FanBeam
-from tomosec.operators import Backprojector, Projector, backproject, cpu_fan, cpu_general, project, project_t, reference
+from tomosec.operators import Backprojector, Projector, backproject, cpu, project, project_t, reference
+from tomosec.operators.cpu_symmetry import passes
 from tomosec.operators.dispatch import geometry_key, implementation
 
+BIGGER = {
+    "eightfold": FanBeam.ltgm().scaled(views=104, bins=192, shape=(64, 64)),
+    "fourfold, curved": FanBeam.somatom_scope(shape=(64, 64))
+    .scaled(views=100, bins=150)
+    .model_copy(update={"detector_offset_bins": 0.25, "start": 0.3}),
+    "short arc": FanBeam.ltgm()
+    .scaled(views=61, bins=192, shape=(64, 64))
+    .model_copy(update={"arc": -3.6, "axis_offset_mm": 5.0}),
+}
 FUNCTIONS = ("project", "project_t", "backproject", "backproject_t")
 
 
@@ -41,30 +51,40 @@ def test_matrices_are_the_oracles_and_each_others_transposes(name):
     geometry = SCANS[name]
     P, B = (torch.as_tensor(matrix) for matrix in dense(geometry))
     assert P.abs().sum() > 0
-    for module in (reference, cpu_general, cpu_fan) if name in FAST else (reference, cpu_general):
+    for module in (reference, cpu):
         assert relative(as_matrix(module.project, geometry), P) < 1e-10
         assert relative(as_matrix(module.project_t, geometry).T, P) < 1e-10
         assert relative(as_matrix(module.backproject, geometry), B) < 1e-10
         assert relative(as_matrix(module.backproject_t, geometry).T, B) < 1e-10
 
 
+@pytest.mark.parametrize("name", COPIES)
+def test_symmetry_that_the_views_have_is_used(name):
+    for part in passes(SCANS[name]):
+        assert len(part.copies) == COPIES[name]
+
+
 @pytest.mark.parametrize("name", SCANS)
-def test_fast_path_is_taken_exactly_where_its_conditions_hold(name):
-    expected = cpu_fan if name in FAST else cpu_general
-    assert implementation(geometry_key(SCANS[name]), "cpu") is expected
-    assert implementation(geometry_key(SCANS[name]), "cuda") is reference
-    assert (cpu_fan.unmet_precondition(SCANS[name]) is None) == (name in FAST)
+def test_every_view_is_a_base_view_of_one_copy(name):
+    geometry = SCANS[name]
+    seen = [part.view_of[part.view_of >= 0].tolist() for part in passes(geometry)]
+    assert sorted(itertools.chain.from_iterable(seen)) == list(range(geometry.views))
+
+
+def test_full_circle_traverses_an_eighth_of_the_views():
+    [part] = passes(FanBeam.ltgm())
+    assert len(part.angles) == 1024 // 8 + 1
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("images", [1, 19])
-@pytest.mark.parametrize("module", [cpu_fan, cpu_general])
-def test_cpu_paths_equal_the_reference_at_a_realistic_size(module, function, images):
-    geometry = FanBeam.ltgm().scaled(views=104, bins=192, shape=(64, 64))
+@pytest.mark.parametrize("name", BIGGER)
+def test_cpu_equals_the_reference_at_a_realistic_size(name, function, images):
+    geometry = BIGGER[name]
     x = argument(function, geometry, images=images)
     expected = getattr(reference, function)(x, geometry)
-    assert relative(getattr(module, function)(x, geometry), expected) < 1e-11
-    assert relative(getattr(module, function)(x.float(), geometry).double(), expected) < 1e-5
+    assert relative(getattr(cpu, function)(x, geometry), expected) < 1e-11
+    assert relative(getattr(cpu, function)(x.float(), geometry).double(), expected) < 1e-5
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
@@ -95,7 +115,9 @@ def test_precision_costs_rounding_only(function, name):
     assert relative(rounded.double(), exact) < 1e-5
 
 
-@pytest.mark.parametrize("geometry", [FAST["ltgm"], GENERAL["odd views"].scaled(views=12), GENERAL["parallel"].scaled(views=8)])
+@pytest.mark.parametrize(
+    "geometry", [EIGHTFOLD["ltgm"], GENERAL["odd views"].scaled(views=12), GENERAL["parallel"].scaled(views=8)]
+)
 def test_turning_the_image_by_90_degrees_shifts_the_views(geometry):
     turn = geometry.views // 4
     if geometry.kind == "parallel-beam":
@@ -118,7 +140,7 @@ def test_operators_are_linear(name, function, factor, seed):
 
 
 def test_not_a_number_is_not_hidden():
-    for geometry in (FAST["ltgm"], GENERAL["curved"]):
+    for geometry in (EIGHTFOLD["ltgm"], GENERAL["curved"]):
         x = argument("project", geometry, torch.float32)
         x[1, 0, 3, 4] = torch.nan
         p = project(x, geometry)
@@ -126,13 +148,14 @@ def test_not_a_number_is_not_hidden():
         assert torch.isfinite(p[[0, 2]]).all()
 
 
-def test_result_does_not_depend_on_threads_or_company():
-    geometry = FanBeam.ltgm().scaled(views=64, bins=96, shape=(32, 32))
+@pytest.mark.parametrize("name", BIGGER)
+def test_result_does_not_depend_on_threads_or_company(name):
+    geometry = BIGGER[name]
     before = torch.get_num_threads()
     try:
-        for module, function in itertools.product((cpu_fan, cpu_general), FUNCTIONS):
+        for function in FUNCTIONS:
             x = argument(function, geometry, torch.float32, images=9)
-            run = getattr(module, function)
+            run = getattr(cpu, function)
             torch.set_num_threads(2)
             two = run(x, geometry)
             assert torch.equal(run(x[4:5], geometry), two[4:5])
@@ -143,7 +166,7 @@ def test_result_does_not_depend_on_threads_or_company():
 
 
 def test_concurrent_callers_do_not_disturb_each_other():
-    scans = [FAST["ltgm"], GENERAL["curved"], FanBeam.ltgm().scaled(views=64, bins=96, shape=(32, 32))]
+    scans = [EIGHTFOLD["ltgm"], GENERAL["curved"], FanBeam.ltgm().scaled(views=64, bins=96, shape=(32, 32))]
     inputs = [argument("project", geometry, seed=seed) for seed, geometry in enumerate(scans)]
     expected = [project_t(project(x, g), g) for x, g in zip(inputs, scans, strict=True)]
     wrong = []

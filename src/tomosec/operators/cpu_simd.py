@@ -68,15 +68,19 @@ def store(typing_context: Any, array: Any, index: Any, lanes: Any) -> Any:
     return types.void(array, types.intp, lanes), generate
 
 
+def _copies(builder: Any, scalar: Any) -> Any:
+    vector = ir.VectorType(scalar.type, LANES)
+    undefined = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def splat(typing_context: Any, scalar: Any) -> Any:
     """Return eight copies of a scalar."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = ir.VectorType(args[0].type, LANES)
-        undefined = ir.Constant(vector, ir.Undefined)
-        first = builder.insert_element(undefined, args[0], ir.Constant(ir.IntType(32), 0))
-        return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+        return _copies(builder, args[0])
 
     return Lanes(scalar)(scalar), generate
 
@@ -96,6 +100,57 @@ def _elementwise(operation: str, doc: str) -> Callable[..., Any]:
 add = _elementwise("fadd", "Return left + right, lane by lane.")
 subtract = _elementwise("fsub", "Return left − right, lane by lane.")
 multiply = _elementwise("fmul", "Return left · right, lane by lane.")
+divide = _elementwise("fdiv", "Return left / right, lane by lane.")
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def clamp(typing_context: Any, lanes: Any, low: Any, high: Any) -> Any:
+    """Return the lanes, none below the scalar ``low`` or above the scalar ``high``; they must be finite."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value, low, high = args[0], *(_copies(builder, scalar) for scalar in args[1:])
+        value = builder.select(builder.fcmp_ordered("<", value, low), low, value)
+        return builder.select(builder.fcmp_ordered(">", value, high), high, value)
+
+    return lanes(lanes, low, high), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def ramp(typing_context: Any, first: Any) -> Any:
+    """Return ``first``, ``first + 1``, … ``first + 7``."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        steps = ir.Constant(ir.VectorType(args[0].type, LANES), [float(step) for step in range(LANES)])
+        return builder.fadd(_copies(builder, args[0]), steps)
+
+    return Lanes(first)(first), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def whole(typing_context: Any, lanes: Any) -> Any:
+    """Return the integer part of lanes that are not negative."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        name = f"llvm.trunc.v{LANES}{'f32' if signature.return_type.dtype == types.float32 else 'f64'}"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(args[0].type, [args[0].type]), name)
+        return builder.call(function, args)
+
+    return lanes(lanes), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store_offsets(typing_context: Any, array: Any, index: Any, cells: Any) -> Any:
+    """Set int32 ``array[index : index + 8]`` to eight times the cell numbers in the lanes: where each cell's lanes begin."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integers = ir.VectorType(ir.IntType(32), LANES)
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), ir.PointerType(integers))
+        offsets = builder.mul(builder.fptosi(args[2], integers), ir.Constant(integers, [LANES] * LANES))
+        builder.store(offsets, pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, cells), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

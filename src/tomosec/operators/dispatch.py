@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tomosec.component import parse_component
 from tomosec.errors import InputError
 from tomosec.geometry import Geometry
-from tomosec.operators import cpu_fan, cpu_general, reference
+from tomosec.operators import cpu, reference
 
 Name = Literal["project", "project_t", "backproject", "backproject_t"]
 
@@ -48,10 +48,8 @@ def _geometry(key: str) -> Geometry:
 @lru_cache(maxsize=256)
 def implementation(key: str, device: str) -> Any:
     """Return the module whose four functions serve this geometry (canonical JSON) on this type of device."""
-    geometry = _geometry(key)
-    if device != "cpu":
-        return reference
-    return cpu_fan if cpu_fan.unmet_precondition(geometry) is None else cpu_general
+    _geometry(key)
+    return cpu if device == "cpu" else reference
 
 
 def _shape(name: Name, geometry: Geometry, images: int | torch.SymInt) -> tuple[Any, ...]:
