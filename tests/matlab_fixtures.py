@@ -40,9 +40,9 @@ def htc_scan(sinogram: np.ndarray, angles: np.ndarray, /, **changes: Any) -> dic
     return {"type": "2d", "sinogram": np.asarray(sinogram), "parameters": kept}
 
 
-def write_v5(path: Path, **variables: Any) -> Path:
-    """Write variables as MATLAB's ``-v7`` does: version 5, compressed."""
-    savemat(path, variables, appendmat=False, do_compression=True)
+def write_v5(path: Path, *, compressed: bool = True, **variables: Any) -> Path:
+    """Write variables as MATLAB's ``-v7`` does, or its ``-v6`` where not compressed: both version 5."""
+    savemat(path, variables, appendmat=False, do_compression=compressed)
     return path
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.io import loadmat, whosmat
 from scipy.io.matlab import MatReadWarning
 
+from tomosec.data._matlab5 import matlab5_fault
 from tomosec.errors import InputError, nearest
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -170,6 +171,9 @@ def _version(path: Path) -> Literal["v5", "v7.3"]:
 
 
 def _load_v5(path: Path, names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    fault = matlab5_fault(path.read_bytes())
+    if fault:
+        raise InputError(f"{path}: damaged or truncated MATLAB file ({fault})")
     with warnings.catch_warnings():
         # SciPy warns and goes on where a variable is damaged or there twice, which leaves text or the wrong one in its place.
         warnings.simplefilter("error", MatReadWarning)
