@@ -122,8 +122,9 @@ def test_a_limited_angle_warns_and_gives_its_part_of_the_picture():
 
 def test_a_fan_of_half_a_turn_warns():
     geometry = CURVED.model_copy(update={"views": 160, "arc": math.pi})
-    with pytest.warns(LimitedAngleWarning, match=r"cover 180\.0°, but .* takes 235\.\d° "):
+    with pytest.warns(LimitedAngleWarning, match=r"cover 180\.0°, but .* takes 235\.\d° ") as caught:
         result = reconstructed(geometry)
+    assert caught[0].filename == __file__  # the line that asked for it
     image = ellipse_image(geometry, ellipses=ELLIPSES)
     # Rays are counted once: what is left is the missing wedge, and not a level that is wrong everywhere.
     assert np.sqrt(np.mean((result - image)[geometry.scan_circle()] ** 2)) / 0.02 < 0.2
