@@ -13,7 +13,7 @@ from tomosec.geometry import FanBeam, Floats, Geometry
 
 Window = Literal["ram-lak", "shepp-logan", "cosine", "hamming", "hann"]
 
-_BLOCK = 1 << 20  # values that are filtered at once on a CPU: with the intermediates they stay in its outer caches
+_BLOCK = 1 << 21  # values that are filtered at once: memory that is used again costs less than new memory
 
 
 def ramp_taps(count: int, window: Window = "ram-lak") -> Floats:
@@ -105,35 +105,34 @@ def multiply(x: Tensor, even: Tensor, odd: Tensor) -> Tensor:
         (…, D); differentiable in ``x`` any number of times, and mappable by ``torch.func.vmap``.
     """
     if torch.compiler.is_compiling():  # the compiler plans its own memory
-        plus, minus = _halves(x, even, odd)
+        half = even.shape[0]
+        rest = x.shape[-1] - half
+        left, right = x[..., :half], x[..., rest:].flip(-1)  # a middle bin is in both
+        plus, minus = (left + right) @ even, (left - right) @ odd
         left, right = plus + minus, (plus - minus).flip(-1)
-        rest = x.shape[-1] - even.shape[0]
-        return torch.cat([left[..., :rest], 2 * left[..., rest:], right[..., even.shape[0] - rest :]], dim=-1)
+        return torch.cat([left[..., :rest], 2 * left[..., rest:], right[..., half - rest :]], dim=-1)
     out: Tensor = _Product.apply(x, even, odd)  # type: ignore[no-untyped-call]
     return out
 
 
-def _halves(x: Tensor, even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the products of the even and the odd part of each line; a middle bin is in both, doubled and zero."""
-    half = even.shape[0]
-    left, right = x[..., :half], x[..., x.shape[-1] - half :].flip(-1)
-    return (left + right) @ even, (left - right) @ odd
-
-
 class _Product(torch.autograd.Function):
-    """:func:`multiply` block by block; its gradient is the product with the transposed matrices."""
+    """:func:`multiply` block by block in the same memory; its gradient is the product with the transposed matrices."""
 
     @staticmethod
     def forward(x: Tensor, even: Tensor, odd: Tensor) -> Tensor:
         size, half = x.shape[-1], even.shape[0]
         lines = x.reshape(-1, size)
         out = torch.empty_like(lines)
-        rows = max(1, _BLOCK // size) if x.device.type == "cpu" else max(1, len(lines))
-        for first in range(0, len(lines), rows):
+        rows = min(len(lines), max(1, _BLOCK // size))
+        parts, products = lines.new_empty((2, rows, half)), lines.new_empty((2, rows, half))
+        for first in range(0, len(lines), rows or 1):
             block, target = lines[first : first + rows], out[first : first + rows]
-            plus, minus = _halves(block, even, odd)
-            target[:, size - half :] = (plus - minus).flip(-1)
-            torch.add(plus, minus, out=target[:, :half])
+            (plus, minus), (even_part, odd_part) = parts[:, : len(block)], products[:, : len(block)]
+            left, right = block[:, :half], block[:, size - half :].flip(-1)
+            torch.mm(torch.add(left, right, out=plus), even, out=even_part)
+            torch.mm(torch.sub(left, right, out=minus), odd, out=odd_part)
+            target[:, size - half :] = torch.sub(even_part, odd_part, out=plus).flip(-1)
+            torch.add(even_part, odd_part, out=target[:, :half])
             if size % 2:
                 target[:, half - 1] *= 2
         return out.view(x.shape)
