@@ -71,7 +71,7 @@ def toeplitz(taps: Floats) -> Floats:
 
 
 def half_matrices(matrix: Floats) -> tuple[Floats, Floats]:
-    """Return the two matrices by which :class:`CentrosymmetricProduct` multiplies.
+    """Return the two matrices by which :func:`multiply` multiplies.
 
     Args:
         matrix: (D, D) and centrosymmetric, M[i, j] = M[D − 1 − i, D − 1 − j]; for example ``w[:, None] * toeplitz(t)`` with
