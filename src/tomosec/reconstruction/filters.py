@@ -13,7 +13,9 @@ from tomosec.geometry import FanBeam, Floats, Geometry
 
 Window = Literal["ram-lak", "shepp-logan", "cosine", "hamming", "hann"]
 
-_BLOCK = 1 << 21  # values that are filtered at once: memory that is used again costs less than new memory
+# Values that are filtered at once. Memory that is used again costs less than new memory; but every block waits some times for
+# all threads, which is slow where other programs hold the cores, so blocks are few.
+_BLOCK = 1 << 22
 
 
 def ramp_taps(count: int, window: Window = "ram-lak") -> Floats:
