@@ -133,6 +133,24 @@ def test_scaling_keeps_the_scanner(factor, views, bins):
     assert other.source_to_isocenter_mm == scan.source_to_isocenter_mm
 
 
+@pytest.mark.parametrize(("index", "numbers"), [([3, 0, -1], [3, 0, 7]), (slice(1, None, 4), [1, 5]), (range(8), range(8))])
+@pytest.mark.parametrize("scan", [FanBeam(**FAN, start=0.3, axis_offset_mm=2.0), ParallelBeam(**PARALLEL, arc=-1.0)])
+def test_some_views_are_the_same_scanner_at_their_angles(scan, index, numbers):
+    part = scan.views_at(index)
+    assert (part.view_angles == scan.view_angles[list(numbers)]).all()
+    assert part.views == len(numbers)
+    assert part.model_dump(exclude={"views", "start", "arc", "angles"}) == scan.model_dump(
+        exclude={"views", "start", "arc", "angles"}
+    )
+    assert part.views_at(range(part.views)) == part
+
+
+def test_views_that_do_not_exist_are_refused():
+    for index, found in (([0, 8], "view 8"), ([-9], "view -9"), ([], "no view is chosen"), (slice(8, None), "no view")):
+        with pytest.raises(InputError, match=f"views_at: {found}.*0 to 7"):
+            FanBeam(**FAN).views_at(index)
+
+
 def test_reduced_divides_every_count():
     scan = FanBeam.ltgm().reduced(4)
     assert (scan.views, scan.bins, scan.shape, scan.pixel_mm, scan.bin_mm) == (256, 192, (64, 64), 7.52, 8.0)

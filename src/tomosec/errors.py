@@ -1,4 +1,4 @@
-"""The errors a user of tomosec can meet; the command line turns them into one message and an exit code."""
+"""The errors and warnings a user of tomosec can meet; the command line turns an error into one message and an exit code."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ class InputError(TomosecError, ValueError):
 
 class NotApplicable(TomosecError):  # noqa: N818 (a result, not an error)
     """A component cannot run here, for a stated reason ("needs BatchNorm"); a result, not a failure."""
+
+
+class TomosecWarning(UserWarning):
+    """Base of every warning that tomosec raises on purpose: a result that is computed as asked, but means less than it seems."""
+
+
+class LimitedAngleWarning(TomosecWarning):
+    """The views do not see every ray through the scan circle, so no reconstruction of them can be exact."""
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

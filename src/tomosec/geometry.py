@@ -14,8 +14,9 @@ curved detector). Complementary rays of a centered fan beam agree: ``p(t, γ) = 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+import operator
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from pydantic import Field, model_validator
 
 from tomosec.component import Component
 from tomosec.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Floats = NDArray[np.float64]
 Count = Annotated[int, Field(ge=1)]
@@ -153,6 +157,26 @@ class Geometry(Component):
         inside: NDArray[np.bool_] = np.hypot(y[:, None], x[None, :]) <= self.scan_radius_mm
         return inside
 
+    def _view_outline(self, angle: float) -> tuple[Floats, Floats]:
+        """Return where the two outermost rays of a view start and the detector's line, (x, y) in mm, shapes (2, 2) and (n, 2)."""
+        raise NotImplementedError
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the scan in mm: image, scan circle, source path, and the outermost rays and the detector of the first view.
+
+        Parallel rays have no source and their detector no distance: they are drawn from one side of the image to the other.
+
+        Args:
+            ax: Matplotlib axes to draw on; None opens a figure.
+
+        Returns:
+            The axes. Every artist has a label that says what it is: ``image``, ``scan circle``, ``views``, ``first view``,
+            ``detector``, and for equal steps an arrow along the ``rotation``.
+        """
+        from tomosec.scan_drawing import draw_scan
+
+        return draw_scan(self, ax)
+
     def scaled(self, *, views: int | None = None, bins: int | None = None, shape: tuple[int, int] | None = None) -> Self:
         """Return the same scanner and field of view with another sampling.
 
@@ -184,6 +208,26 @@ class Geometry(Component):
                 )
             change |= {"shape": shape, "pixel_mm": self.pixel_mm * self.shape[0] / shape[0]}
         return type(self).model_validate(self.model_dump() | change)
+
+    def views_at(self, index: Sequence[int] | slice) -> Self:
+        """Return the same scanner at some of its views, as explicit angles in the order asked for.
+
+        Args:
+            index: Numbers of the views, negative ones from the end, or a slice: ``slice(k, None, n)`` is the k-th of n
+                ordered subsets. ``sinogram[:, :, index]`` are the data that belong to it.
+
+        Raises:
+            InputError: no view, or one that does not exist.
+        """
+        count = self.views
+        chosen = list(range(count)[index]) if isinstance(index, slice) else [operator.index(number) for number in index]
+        beyond = [number for number in chosen if not -count <= number < count]
+        if beyond or not chosen:
+            found = f"view {beyond[0]} does not exist" if beyond else "no view is chosen"
+            raise InputError(f"views_at: {found}; this scan has the views 0 to {count - 1}")
+        angles = self.view_angles
+        fields = self.model_dump(exclude={"views", "start", "arc", "angles"})
+        return type(self).model_validate(fields | {"angles": tuple(float(angles[number]) for number in chosen)})
 
     def reduced(self, factor: int) -> Self:
         """Return the same scanner with ``factor`` times fewer views, bins, rows and columns.
@@ -270,6 +314,16 @@ class FanBeam(Geometry):
         radius, offset = self.source_to_isocenter_mm, self.axis_offset_mm
         return np.stack([-radius * sin - offset * cos, radius * cos - offset * sin], axis=1)
 
+    def _view_outline(self, angle: float) -> tuple[Floats, Floats]:
+        across, along = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
+        source = self.source_to_isocenter_mm * along - self.axis_offset_mm * across
+        first, last = self._edge_angles[[0, -1]]
+        gamma = np.linspace(first, last, 64)[:, None]
+        rays = np.sin(gamma) * across - np.cos(gamma) * along
+        if self.detector == "flat":
+            rays = rays / np.cos(gamma)
+        return np.stack([source, source]), np.asarray(source + self.source_to_detector_mm * rays, dtype=np.float64)
+
     @property
     def fan_radius_mm(self) -> float:
         """Radius of the disc around the isocenter that every view sees whole; 0 where the detector misses the isocenter."""
@@ -341,3 +395,9 @@ class ParallelBeam(Geometry):
         """Radius of the disc around the isocenter that every view sees whole; 0 where the detector misses the isocenter."""
         edges = self.bin_edges_mm
         return max(0.0, float(min(-edges[0], edges[-1])))
+
+    def _view_outline(self, angle: float) -> tuple[Floats, Floats]:
+        across, along = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
+        edges = self.bin_edges_mm[[0, -1]]
+        away = 1.25 * max(float(np.abs(edges).max()), math.hypot(*self.size_mm) / 2) * along
+        return edges[:, None] * across + away, edges[:, None] * across - away

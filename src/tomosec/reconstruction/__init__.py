@@ -1,1 +1,5 @@
-"""Reconstruction: sinogram → image. ``fbp`` is filtered backprojection; every file here adds one technique."""
+"""Reconstruction: sinogram → image.
+
+``fbp`` is filtered backprojection, with its ``filters`` and the ``redundancy`` of measured rays; ``iterative`` has the steps of
+SIRT, SART and CGLS.
+"""
