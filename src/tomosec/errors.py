@@ -26,6 +26,10 @@ class LimitedAngleWarning(TomosecWarning):
     """The views do not see every ray through the scan circle, so no reconstruction of them can be exact."""
 
 
+class TruncationWarning(TomosecWarning):
+    """Part of the object lies outside the disc that every view sees whole, so its reconstruction is wrong there and near it."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest allowed word, or an empty string."""
     match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)

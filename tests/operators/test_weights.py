@@ -18,6 +18,9 @@ from tomosec.operators import Backprojector, Projector, backproject, cpu, projec
 from tomosec.operators.cpu_symmetry import passes
 from tomosec.operators.dispatch import geometry_key, implementation
 
+# Random images fill the corners, where not every view sees them, on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore::tomosec.errors.TruncationWarning")
+
 BIGGER = {
     "eightfold": FanBeam.ltgm().scaled(views=104, bins=192, shape=(64, 64)),
     "fourfold, curved": FanBeam.somatom_scope(shape=(64, 64))
@@ -139,11 +142,11 @@ def test_operators_are_linear(name, function, factor, seed):
     assert (whole - parts[0] - parts[1]).abs().max() / size < 1e-12
 
 
-def test_not_a_number_is_not_hidden():
+def test_not_a_number_in_a_gradient_is_not_hidden():
     for geometry in (EIGHTFOLD["ltgm"], GENERAL["curved"]):
         x = argument("project", geometry, torch.float32)
         x[1, 0, 3, 4] = torch.nan
-        p = project(x, geometry)
+        p = Projector(geometry).unchecked(x)
         assert torch.isnan(p[1]).any()
         assert torch.isfinite(p[[0, 2]]).all()
 

@@ -163,6 +163,7 @@ def test_ordered_subsets_share_out_the_views(views, count):
         assert all(1 < (b - a) % count < count - 1 for a, b in itertools.pairwise(firsts))
 
 
+@pytest.mark.filterwarnings("ignore::tomosec.errors.TruncationWarning")  # the object is outside on purpose
 def test_pixels_and_rays_that_meet_nothing_stay_out():
     projector = Projector(PARTLY)
     one_view = subset(projector, [0])

@@ -8,15 +8,19 @@ They hold no state, so any number of threads may call them.
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor  # torch.func has no public way to ask
 
 from tomosec.component import parse_component
-from tomosec.errors import InputError
+from tomosec.errors import InputError, TruncationWarning
 from tomosec.geometry import Geometry
 from tomosec.operators import cpu, reference
 
@@ -28,6 +32,9 @@ _PARTNER: dict[Name, Name] = {
     "backproject": "backproject_t",
     "backproject_t": "backproject",
 }
+#: Fraction of an image's absolute values outside the fan from which on projecting it warns.
+TRUNCATED = 1e-3
+
 _FROM_IMAGE: tuple[Name, ...] = ("project", "backproject_t")
 _operators: dict[Name, Callable[[Tensor, str], Tensor]] = {}
 
@@ -75,9 +82,15 @@ def _define(name: Name) -> Callable[[Tensor, str], Tensor]:
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _operators[_PARTNER[name]](gradient, ctx.geometry), None
 
+    def vmap(info: Any, in_dims: tuple[int | None, None], x: Tensor, geometry: str) -> tuple[Tensor, int]:
+        mapped = x.movedim(in_dims[0] or 0, 0)
+        out = _operators[name](mapped.flatten(0, 1), geometry)
+        return out.reshape(*mapped.shape[:2], *out.shape[1:]), 0
+
     operator = torch.library.custom_op(f"tomosec::{name}", run, mutates_args=(), schema="(Tensor x, str geometry) -> Tensor")
     operator.register_fake(fake)
     operator.register_autograd(backward, setup_context=setup_context)
+    operator.register_vmap(vmap)
     return operator
 
 
@@ -86,35 +99,92 @@ for _name in _PARTNER:
 
 
 def check_image(x: Tensor, geometry: Geometry, who: str) -> None:
-    """Raise InputError in the name of ``who`` unless ``x`` is (B, 1, H, W) of this geometry, float32 or float64."""
-    _check(x, who, "image", "H, W", geometry.shape)
+    """Raise InputError in the name of ``who`` unless ``x`` is (B, 1, H, W) of this geometry, float32 or float64, and finite."""
+    _check(x, who, "image", ("row", "column"), "H, W", geometry.shape)
 
 
 def check_sinogram(x: Tensor, geometry: Geometry, who: str) -> None:
-    """Raise InputError in the name of ``who`` unless ``x`` is (B, 1, views, bins) of this geometry, float32 or float64."""
-    _check(x, who, "sinogram", "views, bins", geometry.sinogram_shape)
+    """Raise InputError in the name of ``who`` unless ``x`` is (B, 1, views, bins) of this geometry, float32 or 64, and finite."""
+    _check(x, who, "sinogram", ("view", "bin"), "views, bins", geometry.sinogram_shape)
 
 
-def _check(x: Tensor, who: str, what: str, axes: str, expected: tuple[int, int]) -> None:
+def _check(x: Tensor, who: str, what: str, axes: tuple[str, str], shape: str, expected: tuple[int, int]) -> None:
     if x.ndim != 4 or tuple(x.shape[1:]) != (1, *expected):
         raise InputError(
             f"{who}: the {what} has shape {tuple(x.shape)}; "
-            f"this geometry wants (B, 1, {axes}) = (B, 1, {expected[0]}, {expected[1]})"
+            f"this geometry wants (B, 1, {shape}) = (B, 1, {expected[0]}, {expected[1]})"
         )
     if x.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"{who}: the {what} is {str(x.dtype).removeprefix('torch.')}; float32 or float64 is allowed")
+        raise InputError(
+            f"{who}: the {what} is {str(x.dtype).removeprefix('torch.')}; float32 or float64 is allowed "
+            "(half precision is converted inside torch.autocast only)"
+        )
+    if not has_values(x) or math.isfinite(_sum(x)):
+        return
+    bad = (~torch.isfinite(x)).nonzero()
+    if len(bad):  # else the sum overflowed
+        image, _, first, second = bad[0].tolist()
+        raise InputError(
+            f"{who}: the {what} is {x[image, 0, first, second].item()} at image {image}, {axes[0]} {first}, {axes[1]} {second} "
+            f"(counted from 0; {len(bad)} such of {x.numel()}); finite numbers are needed"
+        )
+
+
+def _sum(x: Tensor) -> float:
+    # On the CPU not by torch, whose OpenMP threads would go on spinning beside those of the kernels.
+    if x.device.type != "cpu":
+        return float(x.sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.sum(x.detach().numpy()))
+
+
+def has_values(x: Tensor) -> bool:
+    """Whether the numbers in ``x`` can be looked at: not while a program is traced, nor inside a transform of ``torch.func``."""
+    if torch.compiler.is_compiling() or is_functorch_wrapped_tensor(x) or x.device.type == "meta":
+        return False
+    return not (x.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def _apply(name: Name, x: Tensor, geometry: Geometry, key: str) -> Tensor:
+    if x.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(x.device.type):
+        x = x.float()
     (check_image if name in _FROM_IMAGE else check_sinogram)(x, geometry, name)
+    if name == "project" and has_values(x):
+        _warn_of_truncation(x, geometry)
     return _operators[name](x, key)
+
+
+@lru_cache(maxsize=64)
+def _outside(key: str) -> Tensor | None:
+    """Return which pixels some view does not see, (H, W); None where every view sees all."""
+    geometry = _geometry(key)
+    rows, columns = geometry.shape
+    y = np.abs(np.arange(rows) - (rows - 1) / 2) * geometry.pixel_mm
+    x = np.abs(np.arange(columns) - (columns - 1) / 2) * geometry.pixel_mm
+    outside = np.hypot(y[:, None], x[None, :]) > geometry.fan_radius_mm + geometry.pixel_mm
+    return torch.from_numpy(outside) if outside.any() else None
+
+
+def _warn_of_truncation(image: Tensor, geometry: Geometry) -> None:
+    outside = _outside(geometry_key(geometry))
+    if outside is None or not len(image):
+        return
+    values = image.detach()[:, 0].abs()
+    fraction, where = (values[:, outside.to(image.device)].sum(1) / values.sum((1, 2)).clamp(min=1e-30)).max(0)
+    if fraction > TRUNCATED:
+        warnings.warn(
+            f"project: {float(fraction):.1%} of image {int(where)} lies outside the disc of radius {geometry.fan_radius_mm:.4g} "
+            "mm that every view sees whole: the detector is narrower than the object, and its reconstruction will be wrong",
+            TruncationWarning,
+            stacklevel=4,
+        )
 
 
 def project(image: Tensor, geometry: Geometry) -> Tensor:
     """Project images: the line integrals P x.
 
     Distance-driven (De Man and Basu, Phys. Med. Biol. 49:2463, 2004), with the weights of CTLIB's ``projection``. Parts of the
-    image outside the fan are not seen; that is no error.
+    image outside the fan are not seen.
 
     Args:
         image: (B, 1, H, W), linear attenuation in 1/mm, float32 or float64, any device.
@@ -124,7 +194,10 @@ def project(image: Tensor, geometry: Geometry) -> Tensor:
         (B, 1, views, bins), line integrals without unit, same type and device; twice and more differentiable.
 
     Raises:
-        InputError: wrong shape or type.
+        InputError: wrong shape or type, or a value that is not finite; the message names the first.
+
+    Warns:
+        TruncationWarning: more than 0.1 % of an image lies where not every view sees it.
     """
     return _apply("project", image, geometry, geometry_key(geometry))
 
@@ -148,7 +221,7 @@ def backproject(sinogram: Tensor, geometry: Geometry) -> Tensor:
         (B, 1, H, W), same unit, type and device; twice and more differentiable.
 
     Raises:
-        InputError: wrong shape or type.
+        InputError: wrong shape or type, or a value that is not finite; the message names the first.
     """
     return _apply("backproject", sinogram, geometry, geometry_key(geometry))
 
@@ -158,8 +231,21 @@ def backproject_t(image: Tensor, geometry: Geometry) -> Tensor:
     return _apply("backproject_t", image, geometry, geometry_key(geometry))
 
 
+_EXPRESSION: dict[Name, str] = {
+    "project": "Projector({!r})",
+    "project_t": "Projector({!r}).T",
+    "backproject": "Backprojector({!r})",
+    "backproject_t": "Backprojector({!r}).T",
+}
+
+
 class LinearOperator(nn.Module):
-    """One of the four operators on a fixed geometry; ``operator.T`` is its exact transpose and ``operator.T.T`` itself."""
+    """One of the four operators on a fixed geometry; ``operator.T`` is its exact transpose and ``operator.T.T`` itself.
+
+    It has no state, so it works on every device that its input is on; it can be compiled (``torch.compile(fullgraph=True)``),
+    mapped (``torch.func.vmap``) and differentiated any number of times by ``torch.autograd`` (not by ``torch.func.grad``, which
+    takes no custom operators).
+    """
 
     def __init__(self, name: Name, geometry: Geometry) -> None:
         super().__init__()
@@ -183,13 +269,50 @@ class LinearOperator(nn.Module):
         """Apply the operator to (B, 1, H, W) or (B, 1, views, bins), whichever is its input.
 
         Raises:
-            InputError: wrong shape or type; the message names what is wanted.
+            InputError: wrong shape or type, or a value that is not finite; the message names what is wanted, or the value.
         """
         return _apply(self.name, x, self.geometry, self._key)
 
-    def extra_repr(self) -> str:
-        """Show what the operator is made of."""
-        return f"{self.name}, {self.geometry!r}"
+    def unchecked(self, x: Tensor) -> Tensor:
+        """Apply the operator without looking at the numbers: for weights and search directions, which are no scans.
+
+        What does not fit the operator in shape and type is not refused but undefined.
+        """
+        return _operators[self.name](x, self._key)
+
+    def norm(self, *, tolerance: float = 1e-4, iterations: int = 200, device: torch.device | str = "cpu") -> float:
+        """Return the largest singular value ‖A‖₂, by power iteration on AᵀA in float64 (Golub and Van Loan, section 8.2).
+
+        The weights are not negative, so the iteration starts from a constant, which is never orthogonal to what it looks for.
+        Step sizes up to 1/‖A‖² are safe for gradient methods on ½‖Ax − p‖².
+
+        Args:
+            tolerance: Relative change of the estimate at which it stops; the estimate grows towards the norm.
+            iterations: Most of them, each two applications.
+            device: Where to compute.
+
+        Returns:
+            In mm for the projection.
+
+        Raises:
+            InputError: no convergence within ``iterations``.
+        """
+        shape = self.geometry.shape if self.name in _FROM_IMAGE else self.geometry.sinogram_shape
+        x = torch.ones((1, 1, *shape), dtype=torch.float64, device=device)
+        before = 0.0
+        for _ in range(iterations):
+            y = self.unchecked(x / x.norm())
+            estimate = float(y.norm())
+            if estimate == 0 or abs(estimate - before) <= tolerance * estimate:
+                return estimate
+            before, x = estimate, self.T.unchecked(y)
+        raise InputError(
+            f"{self.name}: the norm, now {before:.6g}, has not settled to {tolerance:g} in {iterations} iterations; allow more"
+        )
+
+    def __repr__(self) -> str:
+        """Return an expression that builds the operator anew."""
+        return _EXPRESSION[self.name].format(self.geometry)
 
 
 class Projector(LinearOperator):

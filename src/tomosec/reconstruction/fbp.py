@@ -39,7 +39,7 @@ class _ReferenceBackprojection(torch.autograd.Function):
 
     @staticmethod
     def forward(sinogram: Tensor, backprojector: Backprojector, projector: Projector) -> Tensor:
-        image: Tensor = backprojector(sinogram)
+        image: Tensor = backprojector.unchecked(sinogram)
         return image
 
     @staticmethod
@@ -48,7 +48,7 @@ class _ReferenceBackprojection(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.projector(gradients[0]) * _REFERENCE_SCALE, None, None
+        return ctx.projector.unchecked(gradients[0]) * _REFERENCE_SCALE, None, None
 
 
 class FBP(Reconstructor):
@@ -138,7 +138,7 @@ class FBP(Reconstructor):
         if self.gradient == "reference":
             image: Tensor = _ReferenceBackprojection.apply(filtered, self._backprojector, self._projector)  # type: ignore[no-untyped-call]
         else:
-            image = self._backprojector(filtered)
+            image = self._backprojector.unchecked(filtered)
         return image
 
     def __repr__(self) -> str:

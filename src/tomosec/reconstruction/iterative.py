@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tomosec.errors import InputError
-from tomosec.operators.dispatch import Projector, check_image, check_sinogram, project, project_t
+from tomosec.operators.dispatch import Projector, check_image, check_sinogram
 
 _UNSEEN = 1e-9  # sums below this part of the largest are rounding: a ray that misses the image, a pixel that no ray meets
 
@@ -58,16 +58,15 @@ def sart_weights(A: Projector, like: Tensor) -> SARTWeights:
         A: The projector.
         like: A tensor of the type and device that the weights shall have.
     """
-    geometry = A.geometry
 
     def inverse(sums: Tensor) -> Tensor:
         seen = sums > _UNSEEN * sums.max()
         return torch.where(seen, 1 / torch.where(seen, sums, 1), 0).to(like.dtype)
 
     with torch.no_grad():
-        ones = torch.ones((1, 1, *geometry.shape), dtype=torch.float64, device=like.device)
-        rows = project(ones, geometry)
-        columns = project_t(torch.ones_like(rows), geometry)
+        ones = torch.ones((1, 1, *A.geometry.shape), dtype=torch.float64, device=like.device)
+        rows = A.unchecked(ones)
+        columns = A.T.unchecked(torch.ones_like(rows))
         return SARTWeights(inverse(rows), inverse(columns))
 
 
@@ -113,7 +112,7 @@ def sart_step(
                 f"sart_step: weights.{name} has shape {tuple(table.shape)}, but the views of this step want (1, 1, "
                 f"{shape[0]}, {shape[1]}); compute sart_weights(subset(A, views), x)"
             )
-    update: Tensor = weights.pixels * A.T(weights.rays * (p - A(x)))
+    update: Tensor = weights.pixels * A.T.unchecked(weights.rays * (p - A.unchecked(x)))
     return x + relaxation * update
 
 
@@ -149,8 +148,8 @@ def cgls_start(p: Tensor, A: Projector, *, x0: Tensor | None = None) -> CGLSStat
         x0, residual = p.new_zeros((p.shape[0], 1, *A.geometry.shape)), p
     else:
         _check(x0, p, A, "cgls")
-        residual = p - A(x0)
-    direction = A.T(residual)
+        residual = p - A.unchecked(x0)
+    direction = A.T.unchecked(residual)
     return CGLSState(x0, residual, direction, _dot(direction, direction))
 
 
@@ -161,10 +160,10 @@ def cgls_step(state: CGLSState, A: Projector) -> CGLSState:
     has become the most of it, near the solution, the sample starts anew along the gradient, as Powell (Math. Program. 12:241,
     1977) does: the plain recurrence would amplify rounding without bound from there. A sample whose gradient is 0 stays.
     """
-    ahead = A(state.direction)
+    ahead = A.unchecked(state.direction)
     length = _quotient(state.gradient_square, _dot(ahead, ahead)).to(ahead.dtype)[:, None, None, None]
     x, residual = state.x + length * state.direction, state.residual - length * ahead
-    gradient = A.T(residual)
+    gradient = A.T.unchecked(residual)
     square = _dot(gradient, gradient)
     turn = _quotient(square, state.gradient_square)
     turn = torch.where(turn * _dot(gradient, state.direction).abs() <= square / 2, turn, 0).to(gradient.dtype)
