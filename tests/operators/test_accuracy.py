@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tomosec.geometry import FanBeam, ParallelBeam
-from tomosec.operators import project
+from tomosec.operators import Backprojector, Projector, project
 from tomosec.operators.check import check_operators, ellipse_image, ellipse_integrals
+from tomosec.reconstruction.fbp import FBP
 
 SMALL = {
     "flat": FanBeam.somatom_scope(shape=(96, 96), detector="flat").scaled(views=48, bins=256),
@@ -30,11 +31,52 @@ def relative_rms(measured, expected):
     return float(np.sqrt(np.mean((measured - expected) ** 2) / np.mean(expected**2)))
 
 
-def test_ellipses_at_the_geometry_of_ltgm():
-    geometry = FanBeam.ltgm()
-    image = torch.as_tensor(ellipse_image(geometry), dtype=torch.float32)[None, None]
-    measured = project(image, geometry)[0, 0].double().numpy()
+def full_size():
+    """The geometry of LTGM, and what a scanner may do differently."""
+    flat = FanBeam.ltgm()
+    changes = {
+        "flat": {},
+        "curved": {"detector": "curved"},
+        "clockwise, from anywhere": {"arc": -2 * math.pi, "start": 0.3},
+        "odd views": {"views": 1023},
+        "quarter offset": {"detector_offset_bins": 0.25},
+        "axis off the central ray": {"axis_offset_mm": 5.0},
+        "wide image": {"shape": (256, 300)},
+        "short scan": {"arc": 3.45},
+        "curved short scan, clockwise, quarter offset": {"arc": -3.6, "detector": "curved", "detector_offset_bins": 0.25},
+    }
+    scans = {name: flat.model_copy(update=change) for name, change in changes.items()}
+    parallel = ParallelBeam(views=1024, bins=768, bin_mm=0.8, shape=(256, 256), pixel_mm=1.88)
+    return scans | {"parallel": parallel, "parallel, full circle": parallel.model_copy(update={"arc": 2 * math.pi})}
+
+
+FULL_SIZE = full_size()
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_every_geometry_is_of_the_same_accuracy_class(name):
+    geometry = FULL_SIZE[name]
+    image = ellipse_image(geometry)
+    sinogram = project(torch.as_tensor(image, dtype=torch.float32)[None, None], geometry)
+    measured = sinogram[0, 0].double().numpy()
     assert relative_rms(measured, ellipse_integrals(geometry)) < 0.015
+    assert relative_rms(measured, ellipse_integrals(geometry, rays=8)) < 0.013
+    error = FBP(geometry)(sinogram)[0, 0].double().numpy() - image
+    assert -10 * math.log10(np.mean(error**2)) > 41.5
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-7), (torch.float64, 1e-14)])
+@pytest.mark.parametrize("name", ["flat", "curved short scan, clockwise, quarter offset", "parallel"])
+def test_adjoints_at_full_size(name, dtype, limit):
+    geometry = FULL_SIZE[name]
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand((1, 1, *geometry.shape), dtype=dtype, generator=draw)
+    p = torch.rand((1, 1, *geometry.sinogram_shape), dtype=dtype, generator=draw)
+    # Positive, so that the product does not nearly cancel.
+    for operator, argument, other in ((Projector(geometry), x, p), (Backprojector(geometry), p, x)):
+        left = (operator.unchecked(argument).double() * other.double()).sum()
+        right = (argument.double() * operator.T.unchecked(other).double()).sum()
+        assert abs(left - right) / left < limit
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -59,6 +59,9 @@ def test_matrices_are_the_oracles_and_each_others_transposes(name):
         assert relative(as_matrix(module.project_t, geometry).T, P) < 1e-10
         assert relative(as_matrix(module.backproject, geometry), B) < 1e-10
         assert relative(as_matrix(module.backproject_t, geometry).T, B) < 1e-10
+        for function, transpose in (("project", "project_t"), ("backproject", "backproject_t")):
+            matrix, transposed = (as_matrix(getattr(module, name), geometry) for name in (function, transpose))
+            assert relative(matrix, transposed.T) < 1e-12
 
 
 @pytest.mark.parametrize("name", COPIES)
