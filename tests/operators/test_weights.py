@@ -52,7 +52,7 @@ def test_matrices_are_the_oracles_and_each_others_transposes(name):
 def test_fast_path_is_taken_exactly_where_its_conditions_hold(name):
     expected = cpu_fan if name in FAST else cpu_general
     assert implementation(geometry_key(SCANS[name]), "cpu") is expected
-    assert implementation(geometry_key(SCANS[name]), "cuda") is reference
+    assert implementation(geometry_key(SCANS[name]), "mps") is reference
     assert (cpu_fan.unmet_precondition(SCANS[name]) is None) == (name in FAST)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -49,6 +50,10 @@ def _geometry(key: str) -> Geometry:
 def implementation(key: str, device: str) -> Any:
     """Return the module whose four functions serve this geometry (canonical JSON) on this type of device."""
     geometry = _geometry(key)
+    if device == "cuda" and find_spec("triton"):
+        from tomosec.operators import gpu  # loads triton; without triton the reference serves the GPU
+
+        return gpu
     if device != "cpu":
         return reference
     return cpu_fan if cpu_fan.unmet_precondition(geometry) is None else cpu_general
