@@ -171,7 +171,7 @@ def test_every_variant_compiles(name):
 
     kinds = [kind.value for kind in (gpu_kernels.PARALLEL, gpu_kernels.FLAT, gpu_kernels.CURVED)]
     for real, weighted, kind, (taps, more), images in itertools.product(
-        ("fp32", "fp64"), (False, True), kinds, ((1, False), (2, False), (3, False), (4, False), (4, True)), (1, 2, 4, 8)
+        ("fp32", "fp64"), (False, True), kinds, ((2, False), (4, False), (4, True)), (1, 8)
     ):
         constants = {"WEIGHTED": weighted, "KIND": kind, "TAPS": taps, "ROUNDS": more, "IMAGES": images}
         used = resources(getattr(gpu_kernels, name), real, **constants)
@@ -224,18 +224,6 @@ def test_adjoint_defect_on_the_gpu_is_rounding(module):
         image = operator(x)
         left, right = image.double().square().sum(), (x.double() * operator.T(image).double()).sum()
         assert abs(left - right) < limit * left
-
-
-@on_gpu
-def test_devices_do_not_mix():
-    from tomosec.operators import gpu
-
-    geometry = SCANS["curved"]
-    x = argument("project", geometry)
-    with pytest.raises(InputError, match="got a tensor on cpu"):
-        gpu.project(x, geometry)
-    with pytest.raises(RuntimeError, match="device"):
-        torch.nn.functional.mse_loss(Projector(geometry)(x.cuda()), Projector(geometry)(x))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")

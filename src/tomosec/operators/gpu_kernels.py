@@ -165,7 +165,8 @@ def to_sinogram(
         if WEIGHTED:
             total += sums
         else:
-            total += (factor / ((right - left) + (right_rest - left_rest)))[None, :] * sums
+            width = (right - left) + (right_rest - left_rest)
+            total += tl.where(width > 0, factor / width, 0.0)[None, :] * sums  # no width where the source is on the line
 
     bin_here = tl.load(numbers + 1) + tl.load(numbers + 2) * place
     target = out + (images_here * out_views + tl.load(numbers)) * bins + bin_here[None, :]
