@@ -89,6 +89,29 @@ def test_not_a_number_reaches_what_it_touches_and_nothing_else(results, function
     assert torch.isfinite(broken[[0, 2]]).all()
 
 
+@pytest.mark.parametrize("geometry", [FanBeam.ltgm(), FanBeam.somatom_scope()], ids=["ltgm", "somatom"])
+def test_positions_in_float32_lose_nothing_at_full_size(geometry):
+    from tomosec.operators import gpu
+
+    geometry = geometry.model_copy(update={"angles": tuple(geometry.view_angles[::37]), "views": len(geometry.view_angles[::37])})
+    single, double = (
+        gpu._direction(geometry, True, dtype, torch.device("cpu")).edges.numpy() for dtype in (torch.float32, torch.float64)
+    )
+    one_number = 0.0
+    for line in np.float32([-geometry.shape[0] / 2 + 0.5, -0.5, 77.5]):
+        position = double[0] + double[1] * line + (double[2] + double[3] * line)
+        inside = (position > -1) & (position < geometry.shape[1] + 1)
+        pixel = np.floor(position).astype(np.float32)
+        high = single[0] + single[1] * line - pixel
+        assert np.array_equal(high[inside], (single[0].astype(float) + single[1].astype(float) * line - pixel)[inside])
+        from_pixel = high + (single[2] + single[3] * line)
+        assert from_pixel.dtype == np.float32
+        assert np.abs(from_pixel - (position - pixel))[inside].max() < 1.2e-7
+        rounded = (double[0] + double[2]).astype(np.float32) + (double[1] + double[3]).astype(np.float32) * line
+        one_number = max(one_number, np.abs(rounded - position)[inside].max())
+    assert one_number > 1e-5  # what a single float32 would cost
+
+
 def test_the_device_chooses_the_module(monkeypatch):
     key = geometry_key(SCANS["curved"])
     assert implementation(key, "cuda").__name__ == "tomosec.operators.gpu"
