@@ -105,8 +105,8 @@ def test_an_axis_off_the_central_ray_moves_the_source_and_narrows_the_disc():
     assert shifted.isocenter_edges_mm == pytest.approx(scan.isocenter_edges_mm - 3.0)
     last = math.atan(54 / 120)
     assert shifted.fan_radius_mm == pytest.approx(70 * math.sin(last) - 3 * math.cos(last))
-    with pytest.raises(ValidationError, match=r"the source at 28\.0045 mm would cut"):
-        FanBeam(**{**FAN, "source_to_isocenter_mm": 28.0}, axis_offset_mm=0.5)
+    with pytest.raises(ValidationError, match="the source at 28 mm would cut"):  # its plane, however far aside it is
+        FanBeam(**{**FAN, "source_to_isocenter_mm": 28.0}, axis_offset_mm=50.0)
 
 
 def test_a_detector_that_misses_the_isocenter_sees_no_disc():

@@ -272,10 +272,9 @@ class FanBeam(Geometry):
                 f"{self.source_to_isocenter_mm:g}: the detector is behind the isocenter"
             )
         half_diagonal = math.hypot(*self.size_mm) / 2
-        source_radius = math.hypot(self.source_to_isocenter_mm, self.axis_offset_mm)
-        if source_radius <= half_diagonal:
+        if self.source_to_isocenter_mm <= half_diagonal:
             raise ValueError(
-                f"the source at {source_radius:g} mm would cut through the image, whose corner is "
+                f"the source at {self.source_to_isocenter_mm:g} mm would cut through the image, whose corner is "
                 f"{half_diagonal:g} mm from the isocenter; reduce shape or pixel_mm, or check the units (mm)"
             )
         widest = float(np.abs(self._edge_angles).max())

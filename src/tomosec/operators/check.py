@@ -15,7 +15,7 @@ from torch import Tensor
 from tomosec.errors import InputError
 from tomosec.geometry import FanBeam, Floats, Geometry
 from tomosec.operators import reference
-from tomosec.operators.dispatch import Backprojector, LinearOperator, Projector, geometry_key, implementation
+from tomosec.operators.dispatch import Backprojector, LinearOperator, Projector, implementation
 
 #: Value, half axes, center and angle (degrees, counter-clockwise) of ellipses in a circle of radius 1: the modified
 #: Shepp-Logan phantom (Toft, PhD thesis, DTU 1996).
@@ -146,7 +146,7 @@ def check_operators(geometry: Geometry, *, quick: bool = True) -> list[Check]:
         geometry = _quick(geometry)
     draw = torch.Generator().manual_seed(0)
     projector, backprojector = Projector(geometry), Backprojector(geometry)
-    fast = implementation(geometry_key(geometry), "cpu")
+    fast = implementation("cpu")
     image = torch.rand((1, 1, *geometry.shape), dtype=torch.float64, generator=draw)
     sinogram = torch.randn((1, 1, *geometry.sinogram_shape), dtype=torch.float64, generator=draw)
     rows: list[Check] = []

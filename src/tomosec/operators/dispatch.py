@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -52,11 +53,16 @@ def _geometry(key: str) -> Geometry:
     return geometry
 
 
-@lru_cache(maxsize=256)
-def implementation(key: str, device: str) -> Any:
-    """Return the module whose four functions serve this geometry (canonical JSON) on this type of device."""
-    _geometry(key)
-    return cpu if device == "cpu" else reference
+@lru_cache(maxsize=8)
+def implementation(device: str) -> Any:
+    """Return the module whose four functions serve every geometry on this type of device."""
+    if device == "cpu":
+        return cpu
+    if device == "cuda" and find_spec("triton"):
+        from tomosec.operators import gpu  # loads triton; without triton the reference serves the GPU
+
+        return gpu
+    return reference
 
 
 def _shape(name: Name, geometry: Geometry, images: int | torch.SymInt) -> tuple[Any, ...]:
@@ -73,7 +79,7 @@ def _define(name: Name) -> Callable[[Tensor, str], Tensor]:
     def run(x: Tensor, geometry: str) -> Tensor:
         if x.shape[0] == 0:
             return fake(x, geometry)
-        out: Tensor = getattr(implementation(geometry, x.device.type), name)(x, _geometry(geometry))
+        out: Tensor = getattr(implementation(x.device.type), name)(x, _geometry(geometry))
         return out
 
     def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
