@@ -5,14 +5,16 @@ Exit codes: 0 done, 1 an experiment or check failed, 2 bad input, 130 interrupte
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, TextIO, cast
+from typing import Annotated, Any, TextIO, cast
 
 import tyro
 from tyro.conf import subcommand
@@ -21,7 +23,7 @@ from tomosec.cli.browsing import List, Report, Status
 from tomosec.cli.checking import CheckData, CheckDose, CheckEnv, CheckOperators
 from tomosec.cli.console import errors
 from tomosec.cli.running import Demo, Rescore, Run, Sweep, Verb
-from tomosec.errors import InputError, TomosecError, nearest
+from tomosec.errors import InputError, TomosecError, TomosecWarning, nearest
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
@@ -87,6 +89,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # OpenMP's default lets a thread that waits spin on its core; where other work wants that core, training takes several
     # times as long. It reads this when torch is loaded, which is later than here; a user's own setting stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _show_what_is_said()
     verb: Verb | None = None
     try:
         if args in (["--version"], ["-V"]):
@@ -115,6 +118,33 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:  # the last resort: a fault of ours, or of the machine
         _complain(f"{type(error).__name__}: {error}\nThis should not have happened. The details are in {_keep_traceback()}")
         return FAILED
+
+
+class _Messages(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            errors().print(record.getMessage(), markup=False, soft_wrap=True)
+
+
+def _show_what_is_said() -> None:
+    """Print what the library logs, and its warnings as one line without the place in the code."""
+    logger = logging.getLogger("tomosec")
+    if not any(isinstance(handler, _Messages) for handler in logger.handlers):
+        logger.addHandler(_Messages())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    other = warnings.showwarning
+    if getattr(other, "__module__", "") == __name__:
+        return
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, TomosecWarning):
+            return other(message, category, *place, **more)
+        with suppress(OSError):
+            errors().print(f"tomosec: warning: {message}", style="yellow", markup=False, soft_wrap=True)
+        return None
+
+    warnings.showwarning = show
 
 
 def _flushed(code: int) -> int:

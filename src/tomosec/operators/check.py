@@ -6,14 +6,14 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tomosec.errors import InputError
-from tomosec.geometry import FanBeam, Floats, Geometry
+from tomosec.geometry import FanBeam, Floats, Geometry, ParallelBeam
 from tomosec.operators import reference
 from tomosec.operators.dispatch import Backprojector, LinearOperator, Projector, implementation
 
@@ -33,13 +33,40 @@ SHEPP_LOGAN: tuple[tuple[float, ...], ...] = (
 )
 
 
-class Check(NamedTuple):
-    """One measurement: what was measured and its unit, the value, the limit (infinite where there is none), the verdict."""
+Quantity = Literal["adjointness", "reference", "line integrals", "fbp", "time"]
 
+
+class Check(NamedTuple):
+    """One measurement.
+
+    Attributes:
+        quantity: Kind of measurement: a defect of adjointness; a difference from the reference; a relative error of line
+            integrals; the PSNR of FBP in dB; or milliseconds.
+        name: What was measured, and its unit.
+        measured: The value.
+        limit: What it may be at most, for ``fbp`` at least; infinite where there is no limit.
+        ok: The verdict.
+    """
+
+    quantity: Quantity
     name: str
     measured: float
     limit: float
     ok: bool
+
+
+def usual_scans() -> dict[str, Geometry]:
+    """Return a scan of each kind that the operators have different code for, at the size of LTGM's, by name."""
+    flat = FanBeam.ltgm()
+    scanner = FanBeam.somatom_scope(shape=(256, 256))
+    return {
+        "fan, flat detector, full circle": flat,
+        "fan, curved detector, full circle": scanner,
+        "fan, curved, quarter offset": scanner.model_copy(update={"detector_offset_bins": 0.25}),
+        "fan, flat, odd views": flat.scaled(views=1023),
+        "fan, curved, short scan": scanner.model_copy(update={"arc": 4.2, "start": 0.3}),
+        "parallel, half a turn": ParallelBeam(views=1024, bins=768, bin_mm=0.8, shape=(256, 256), pixel_mm=1.88),
+    }
 
 
 def ellipse_image(geometry: Geometry, *, ellipses: tuple[tuple[float, ...], ...] = SHEPP_LOGAN, samples: int = 8) -> Floats:
@@ -102,7 +129,11 @@ def _quick(geometry: Geometry, side: int = 128) -> Geometry:
     shape = (round(geometry.shape[0] / factor), round(geometry.shape[1] / factor))
     if shape[0] * geometry.shape[1] != shape[1] * geometry.shape[0]:
         return geometry
-    views = None if geometry.angles is not None else max(8, 8 * round(geometry.views / factor / 8))
+    views = None
+    if geometry.angles is None:
+        step = next(step for step in (8, 4, 2, 1) if geometry.views % step == 0)  # the symmetry stays what it is
+        views = step * max(1, round(geometry.views / factor / step))
+        views += step == 1 and views % 2 == 0
     return geometry.scaled(views=views, bins=max(1, round(geometry.bins / factor)), shape=shape)
 
 
@@ -115,29 +146,30 @@ def _defect(operator: LinearOperator, x: Tensor, y: Tensor | None = None) -> flo
     return float((left - right).abs() / (image.double().norm() * y.double().norm()))
 
 
-def _milliseconds(run: Callable[[], object], images: int, repeat: int) -> float:
-    run()
+def _milliseconds(run: Callable[[], Tensor], images: int, repeat: int) -> float:
     times = []
-    for _ in range(repeat):
+    for _ in range(repeat + 1):
         start = time.perf_counter()
-        run()
+        if run().device.type == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return float(np.median(times)) * 1e3 / images
+    return float(np.median(times[1:])) * 1e3 / images
 
 
-def check_operators(geometry: Geometry, *, quick: bool = True) -> list[Check]:
-    """Measure the CPU operators of a geometry.
+def check_operators(geometry: Geometry, *, quick: bool = True, device: torch.device | str = "cpu") -> list[Check]:
+    """Measure the operators of a geometry.
 
-    Limits of accuracy apply to geometries that sample the image well (bins no wider than a pixel, 1.5 views a column), that
-    of FBP also needs an arc that measures every ray; others get the measurement without a limit.
+    Limits of accuracy apply to geometries that sample the image well (bins no wider than a pixel, 1.5 views a column) and, for
+    FBP, whose views measure every ray; others get the measurement without a limit.
 
     Args:
         geometry: The scan.
         quick: Measure the same scanner at no more than 128 pixels a side, instead of at full size.
+        device: Where to compute.
 
     Returns:
-        Rows (name, measured, limit, ok): adjointness of P and B, agreement with the reference, error against the exact
-        line integrals of ellipses, PSNR of FBP, and milliseconds an image.
+        Adjointness of P and B, agreement with the reference, error against the exact line integrals of ellipses, PSNR of FBP,
+        and milliseconds an image for one image and for eight.
     """
     from tomosec.reconstruction.fbp import FBP  # operators must be importable without reconstruction
     from tomosec.reconstruction.redundancy import is_limited
@@ -146,50 +178,57 @@ def check_operators(geometry: Geometry, *, quick: bool = True) -> list[Check]:
         geometry = _quick(geometry)
     draw = torch.Generator().manual_seed(0)
     projector, backprojector = Projector(geometry), Backprojector(geometry)
-    fast = implementation("cpu")
-    image = torch.rand((1, 1, *geometry.shape), dtype=torch.float64, generator=draw)
-    sinogram = torch.randn((1, 1, *geometry.sinogram_shape), dtype=torch.float64, generator=draw)
+    fast = implementation(torch.device(device).type)
+    image = torch.rand((1, 1, *geometry.shape), dtype=torch.float64, generator=draw).to(device)
+    sinogram = torch.randn((1, 1, *geometry.sinogram_shape), dtype=torch.float64, generator=draw).to(device)
     rows: list[Check] = []
 
-    def at_most(name: str, measured: float, limit: float) -> None:
-        rows.append(Check(name, measured, limit, measured <= limit))
+    def at_most(quantity: Quantity, name: str, measured: float, limit: float) -> None:
+        rows.append(Check(quantity, name, measured, limit, measured <= limit))
 
     pairs: tuple[tuple[str, LinearOperator, Tensor, Tensor], ...] = (
         ("P", projector, image, sinogram),
         ("B", backprojector, sinogram, image),
     )
     for symbol, operator, x, y in pairs:
-        at_most(f"adjointness of {symbol}, float64, random y", _defect(operator, x, y), 1e-12)
-        at_most(f"adjointness of {symbol}, float32, y = {symbol} x", _defect(operator, x.float().abs()), 1e-5)
+        at_most("adjointness", f"adjointness of {symbol}, float64, random y", _defect(operator, x, y), 1e-12)
+        at_most("adjointness", f"adjointness of {symbol}, float32, y = {symbol} x", _defect(operator, x.float().abs()), 1e-5)
     if fast is not reference:  # nothing is compared with itself
         # Not white noise for B: float32 knows the place of a ray to 1e-5 of a bin, and noise changes that fast.
         for symbol, name, x in (("P", "project", image), ("B", "backproject", projector.unchecked(image))):
             expected = getattr(reference, name)(x, geometry)
             error = getattr(fast, name)(x.float(), geometry).double() - expected
-            at_most(f"{symbol}, fast path against reference, float32", float(error.norm() / expected.norm()), 1e-5)
+            difference = float(error.norm() / expected.norm())
+            at_most("reference", f"{symbol}, fast path against reference, float32", difference, 1e-5)
 
     well_sampled = geometry.bin_at_isocenter_mm <= geometry.pixel_mm and geometry.views >= 1.5 * max(geometry.shape)
     side = min(geometry.shape)
-    phantom = torch.as_tensor(ellipse_image(geometry))[None, None]
-    exact = torch.as_tensor(ellipse_integrals(geometry, rays=4))[None, None]
+    phantom = torch.as_tensor(ellipse_image(geometry), device=device)[None, None]
+    exact = torch.as_tensor(ellipse_integrals(geometry, rays=4), device=device)[None, None]
     error = projector(phantom) - exact
     # Most of this error is that the phantom has pixels, so the limit follows the pixel's size.
     limit = 0.015 * (256 / side) if well_sampled and side <= 256 else 0.015 if well_sampled else math.inf
-    at_most("P against exact line integrals of ellipses, relative RMS", float(error.norm() / exact.norm()), limit)
+    name = "P against exact line integrals of ellipses, relative RMS"
+    at_most("line integrals", name, float(error.norm() / exact.norm()), limit)
     try:
-        fbp = FBP(geometry)
+        fbp = FBP(geometry).to(device)
     except InputError:
         pass  # this scan has no FBP here
     else:
-        inside = torch.as_tensor(geometry.scan_circle())
-        difference = (fbp(exact)[0, 0] - phantom[0, 0])[inside]
-        psnr = -10 * math.log10(float(difference.square().mean()))
-        least = 40 - 20 * math.log10(max(1.0, 256 / side)) if well_sampled and not is_limited(geometry) else -math.inf
-        rows.append(Check("FBP of ellipses from exact data, PSNR in dB", psnr, least, psnr >= least))
+        inside = torch.as_tensor(geometry.scan_circle(), device=device)
+        psnr = -10 * math.log10(float((fbp(exact)[0, 0] - phantom[0, 0])[inside].square().mean()))
+        enough = well_sampled and not is_limited(geometry)
+        least = 40 - 20 * math.log10(max(1.0, 256 / side)) if enough else -math.inf
+        rows.append(Check("fbp", "FBP of ellipses from exact data, PSNR in dB", psnr, least, psnr >= least))
 
-    images, repeat = 8, 3
-    stack, data = image.float().expand(images, -1, -1, -1), sinogram.float().expand(images, -1, -1, -1)
-    for symbol, operator, x in (("P", projector, stack), ("Pᵀ", projector.T, data), ("B", backprojector, data)):
-        milliseconds = _milliseconds(partial(operator.unchecked, x), images, repeat)
-        at_most(f"time of {symbol}, ms an image, {images} at once", milliseconds, math.inf)
+    for images in (8, 1):
+        stack, data = image.float().expand(images, -1, -1, -1), sinogram.float().expand(images, -1, -1, -1)
+        for symbol, operator, x in (
+            ("P", projector, stack),
+            ("Pᵀ", projector.T, data),
+            ("B", backprojector, data),
+            ("Bᵀ", backprojector.T, stack),
+        ):
+            milliseconds = _milliseconds(partial(operator.unchecked, x), images, 3)
+            at_most("time", f"time of {symbol}, ms an image, {images} at once", milliseconds, math.inf)
     return rows

@@ -12,8 +12,12 @@ Nothing is kept between calls but read-only tables, so any number of threads may
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -23,12 +27,14 @@ from numpy.polynomial import Polynomial, chebyshev
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tomosec.geometry import FanBeam, Floats, Geometry
+from tomosec.geometry import FanBeam, Floats, Geometry, ParallelBeam
 from tomosec.operators import cpu_kernels as kernels
 from tomosec.operators.cpu_lines import CURVED, FLAT, LINES, PARALLEL
 from tomosec.operators.cpu_simd import LANES
 from tomosec.operators.cpu_symmetry import Copy, Pass, passes
 from tomosec.operators.cpu_threads import aligned, share
+
+_log = logging.getLogger(__name__)
 
 _VECTORS = 8  # handled together; more share the geometry's arithmetic further but leave the caches
 _BASE_VIEWS = 4  # a scatter job; their cells are reused while an image line is in the cache
@@ -180,6 +186,47 @@ def _polynomial(function: Callable[[Floats], Floats], top: float, dtype: np.dtyp
     return np.ascontiguousarray(coefficients[::-1], dtype=dtype)
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """What it took to have the kernels of one precision ready in this process.
+
+    Attributes:
+        seconds: Time to compile them, or to load them from Numba's cache.
+        compiled: Whether some had to be compiled.
+    """
+
+    seconds: float
+    compiled: bool
+
+
+_prepared: dict[np.dtype[Any], Preparation] = {}
+_preparing = threading.RLock()
+
+
+def prepare(dtype: np.dtype[Any]) -> Preparation:
+    """Make the kernels ready for float32 or float64: the first call of an operator does it too, and says so in the log.
+
+    Returns:
+        What it took, in whichever call it was.
+    """
+    with _preparing:
+        if dtype not in _prepared:
+            tiny = ParallelBeam(views=1, bins=1, bin_mm=1.0, shape=(1, 1), pixel_mm=1.0)
+            _prepared[dtype] = Preparation(0.0, False)  # for the calls below
+            start, misses = time.perf_counter(), _cache_misses()
+            image = torch.zeros((1, 1, 1, 1), dtype=torch.float32 if dtype == np.float32 else torch.float64)
+            _Run(tiny, image).scatter(weighted=False)
+            _Run(tiny, image).gather(weighted=False)
+            _prepared[dtype] = done = Preparation(time.perf_counter() - start, _cache_misses() > misses)
+            if done.compiled:
+                _log.info("Compiled the CT operators for %s in %.1f s; the next process finds them.", dtype, done.seconds)
+        return _prepared[dtype]
+
+
+def _cache_misses() -> int:
+    return sum(sum(kernel.stats.cache_misses.values()) for kernel in kernels.ALL)
+
+
 class _Run:
     """One call: one geometry, one precision, so many images."""
 
@@ -188,6 +235,8 @@ class _Run:
         self.dtype: np.dtype[Any] = np.dtype(np.float32 if tensor.dtype == torch.float32 else np.float64)
         self.images = tensor.shape[0]
         self.source = tensor.detach().reshape(self.images, *tensor.shape[2:]).contiguous().numpy()
+        if self.dtype not in _prepared:
+            prepare(self.dtype)
         self.tables = _tables(geometry, self.dtype)
         self.scan, self.curves = _scan(geometry, self.dtype)
         self.threads = torch.get_num_threads()

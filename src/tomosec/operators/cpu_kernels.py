@@ -224,3 +224,6 @@ def gather(sums, stack, D, views, scan, curves, weighted, first, last):  # type:
                     target = stack[g, line]
                     offset, fraction, weight = offsets[at : at + edges], fractions[at : at + edges], weights[at : at + edges]
                     gather_line(source, target, offset, fraction, weight, pixels, weighted)
+
+
+ALL = (stack_image, unstack_image, stack_sinogram, scatter, gather, locate_edges)
