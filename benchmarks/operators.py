@@ -4,8 +4,8 @@
 
 Geometry of LTGM (1024 views, 768 bins, 256 × 256), float32, every operator in batches of 1 and 8, against:
 
-* ASTRA's CPU projectors for fans, `line_fanflat` and `strip_fanflat`, with one thread, which is all that a call of theirs uses, and
-  with two Python threads and an image each (it releases the GIL). Optional: `pip install astra-toolbox` (GPL-3).
+* ASTRA's CPU projectors for fans, `line_fanflat` and `strip_fanflat`, with one thread, which is all that a call of theirs uses,
+  and with two Python threads and an image each (it releases the GIL). Optional: `pip install astra-toolbox` (GPL-3).
 * the reference in plain torch (`tomosec.operators.reference`), and the ramp filter as a convolution with 1535 taps;
 * our own operators in other geometries, by rays times pixels a side, the filter by the backprojection, and one image by eight.
 
@@ -44,7 +44,7 @@ SYMBOLS = ("P", "Pt", "B", "Bt")
 OURS = "tomosec"
 
 MEMORY = """
-import resource, sys, torch
+import sys, torch
 from tomosec.geometry import FanBeam
 from tomosec.operators import Backprojector, Projector
 scan = FanBeam.ltgm()
@@ -52,9 +52,11 @@ operator = {"P": Projector(scan), "Pt": Projector(scan).T, "B": Backprojector(sc
 shape = scan.shape if sys.argv[1] in ("P", "Bt") else scan.sinogram_shape
 operator(torch.zeros(1, 1, *shape))
 x = torch.ones(8, 1, *shape)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+status = lambda key: next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
+open("/proc/self/clear_refs", "w").write("5")  # forget the highest size so far, which was that of loading
+before = status("VmRSS")
 operator.unchecked(x)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(status("VmHWM") - before)
 """
 
 
@@ -106,7 +108,7 @@ def our_jobs(name: str, geometry: Geometry, batches: tuple[int, ...]) -> dict[st
         }  # fmt: skip
         if name == "flat":
             fbp = FBP(geometry)
-            runs |= {"filter": lambda p=p: fbp.filter(p), "FBP": lambda p=p: fbp(p)}
+            runs |= {"filter": lambda p=p, fbp=fbp: fbp.filter(p), "FBP": lambda p=p, fbp=fbp: fbp(p)}
         for symbol, run in runs.items():
             jobs[f"{OURS}, {name}: {symbol}, batch {n}"] = Job(run, n, work)
     return jobs
@@ -302,7 +304,7 @@ def main() -> None:
         f"{options.rounds} rounds, float32, 1024 views x 768 bins, 256 x 256 pixels"
     )
     tables = {} if options.quick else ratios(jobs)
-    sizes = {} if options.quick or sys.platform == "win32" else memory()
+    sizes = {} if options.quick or sys.platform != "linux" else memory()
     text = markdown(jobs, tables, sizes, where)
     print(f"\n{text}")
     if options.markdown:

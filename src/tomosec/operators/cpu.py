@@ -37,6 +37,7 @@ from tomosec.operators.cpu_threads import aligned, share
 _log = logging.getLogger(__name__)
 
 _VECTORS = 8  # handled together; more share the geometry's arithmetic further but leave the caches
+_ALONE = 2  # copies of all images together; so few are faster one by one than in the lanes of a vector
 _BASE_VIEWS = 4  # a scatter job; their cells are reused while an image line is in the cache
 
 
@@ -75,8 +76,7 @@ class _Tables:
             np.ascontiguousarray(np.where(upside_down[:, None], table[:, ::-1], table), dtype=dtype) for table in (scale, length)
         )
         self.to_copies = np.array([_walk(copy, *geometry.shape) for copy in part.copies], dtype=np.int64)
-        width = self.pixels * LANES
-        self.from_copies = np.array([_walk_back(copy, *geometry.shape, width) for copy in part.copies], dtype=np.int64)
+        self.from_copies = np.array([_walk_back(copy, *geometry.shape, self.pixels) for copy in part.copies], dtype=np.int64)
 
 
 def _bins_on_axis(geometry: Geometry, cos: Floats, sin: Floats) -> tuple[Floats, Floats]:
@@ -112,11 +112,11 @@ def _walk(copy: Copy, rows: int, columns: int) -> NDArray[np.int64]:
     return np.asarray(_frame(copy, rows, columns) @ np.array([columns, 1]), dtype=np.int64)
 
 
-def _walk_back(copy: Copy, rows: int, columns: int, width: int) -> NDArray[np.int64]:
-    """Return a walk through a copy's lanes, image row by image row: first index, step to the next row, to the next column."""
+def _walk_back(copy: Copy, rows: int, columns: int, pixels: int) -> NDArray[np.int64]:
+    """Return a walk through a copy, image row by image row: its first pixel, the steps to the next row and to the next column."""
     first, line, pixel = _frame(copy, rows, columns)
     # Line and pixel of the image's place (r, c) are line · ((r, c) − first) and pixel · ((r, c) − first).
-    index = line * width + pixel * LANES
+    index = line * pixels + pixel
     return np.array([-index @ first, *index], dtype=np.int64)
 
 
@@ -241,10 +241,15 @@ class _Run:
         self.scan, self.curves = _scan(geometry, self.dtype)
         self.threads = torch.get_num_threads()
 
+    def _lanes(self, tables: _Tables) -> int:
+        """Return how many lanes a vector has: one where eight would be mostly empty."""
+        return LANES if self.images * tables.copies > _ALONE else 1
+
     def _groups(self, tables: _Tables) -> tuple[int, list[slice]]:
         """Return how many vectors are handled together, and which images those are, group by group."""
-        vectors = min(_VECTORS, -(-self.images * tables.copies // LANES))
-        step = vectors * LANES // tables.copies
+        lanes = self._lanes(tables)
+        vectors = min(_VECTORS, -(-self.images * tables.copies // lanes))
+        step = vectors * lanes // tables.copies
         return vectors, [slice(first, min(first + step, self.images)) for first in range(0, self.images, step)]
 
     def scatter(self, *, weighted: bool) -> Tensor:
@@ -252,28 +257,29 @@ class _Run:
         target = np.empty((self.images, *self.geometry.sinogram_shape), dtype=self.dtype)
         for tables in self.tables:
             count, groups = self._groups(tables)
-            stack = aligned((count, tables.lines, (tables.pixels + 1) * LANES), self.dtype)
+            stack = aligned((count, tables.lines, (tables.pixels + 1) * self._lanes(tables)), self.dtype)
             for some in groups:
                 self._scatter(tables, stack, self.source[some], target[some], weighted)
         return torch.from_numpy(target)[:, None]
 
     def _scatter(self, tables: _Tables, stack: NDArray[Any], source: NDArray[Any], target: NDArray[Any], weighted: bool) -> None:
-        lanes = stack[: -(-len(source) * tables.copies // LANES)]
+        lanes = self._lanes(tables)
+        copies = stack[: -(-len(source) * tables.copies // lanes)]
         flat = source.reshape(len(source), -1)
         scale = tables.bin_length if weighted else tables.ray_scale
         together = max(1, min(_BASE_VIEWS, len(tables.views) // (2 * self.threads)))
 
         def lay_out(start: int, stop: int, _: None) -> None:
-            kernels.stack_image(flat, lanes, tables.to_copies, not weighted, start, stop)
+            kernels.stack_image(flat, copies, lanes, tables.to_copies, not weighted, start, stop)
 
         def project(start: int, stop: int, cells: Any) -> None:
             kernels.scatter(
-                lanes, target, cells, tables.view_of, tables.reversed_of, scale, tables.views, self.scan, self.curves,
+                copies, lanes, target, cells, tables.view_of, tables.reversed_of, scale, tables.views, self.scan, self.curves,
                 weighted, start, stop,
             )  # fmt: skip
 
         def scratch() -> NDArray[Any]:
-            return aligned((len(lanes), together, (self.geometry.bins + 2) * LANES), self.dtype)
+            return aligned((len(copies), together, (self.geometry.bins + 2) * lanes), self.dtype)
 
         share(lay_out, tables.lines, LINES, self.threads)
         share(project, len(tables.views), together, self.threads, scratch)
@@ -284,8 +290,9 @@ class _Run:
         target = np.zeros((self.images, *self.geometry.shape), dtype=self.dtype)
         for tables in self.tables:
             count, groups = self._groups(tables)
-            sums = aligned((count, len(tables.views), (self.geometry.bins + 2) * LANES), self.dtype)
-            stack = aligned((count, tables.lines, tables.pixels * LANES), self.dtype)
+            lanes = self._lanes(tables)
+            sums = aligned((count, len(tables.views), (self.geometry.bins + 2) * lanes), self.dtype)
+            stack = aligned((count, tables.lines, tables.pixels * lanes), self.dtype)
             for some in groups:
                 self._gather(tables, sums, stack, self.source[some], target[some], weighted)
         return torch.from_numpy(target)[:, None]
@@ -299,18 +306,19 @@ class _Run:
         target: NDArray[Any],
         weighted: bool,
     ) -> None:
-        vectors = -(-len(source) * tables.copies // LANES)
-        cells, lanes = sums[:vectors], stack[:vectors]
+        lanes = self._lanes(tables)
+        vectors = -(-len(source) * tables.copies // lanes)
+        cells, copies = sums[:vectors], stack[:vectors]
         scale = tables.bin_length if weighted else tables.ray_scale
 
         def lay_out(start: int, stop: int, _: None) -> None:
-            kernels.stack_sinogram(source, cells, tables.view_of, tables.reversed_of, scale, start, stop)
+            kernels.stack_sinogram(source, cells, lanes, tables.view_of, tables.reversed_of, scale, start, stop)
 
         def backproject(start: int, stop: int, _: None) -> None:
-            kernels.gather(cells, lanes, self.geometry.bins, tables.views, self.scan, self.curves, weighted, start, stop)
+            kernels.gather(cells, copies, lanes, self.geometry.bins, tables.views, self.scan, self.curves, weighted, start, stop)
 
         def collect(start: int, stop: int, _: None) -> None:
-            kernels.unstack_image(lanes, target, tables.from_copies, start, stop)
+            kernels.unstack_image(copies, lanes, target, tables.from_copies, start, stop)
 
         lines = max(1, min(LINES, tables.lines // (2 * self.threads)))
         share(lay_out, len(tables.views), 2 * _BASE_VIEWS, self.threads)

@@ -154,8 +154,16 @@ def locate_edges(first, last, lines, pixels, bins, view, scan, curves, weighted,
 
 
 @inlined
-def scatter_steps(source, target, offset, fraction, edges):  # type: ignore[no-untyped-def]
+def scatter_steps(source, target, offset, fraction, edges, lanes):  # type: ignore[no-untyped-def]
     """Add each step of an image line to the two bins beside its edge: the sums along the bins are the overlaps."""
+    if lanes == 1:
+        for i in range(edges):
+            step = source[i]
+            right = multiply(step, fraction[i])
+            cell = nb.uint32(offset[i]) // LANES
+            target[cell] = add(target[cell], subtract(step, right))
+            target[cell + 1] = add(target[cell + 1], right)
+        return
     for i in range(edges):
         step = load(source, i * LANES)
         right = multiply(step, splat(fraction[i]))
@@ -165,8 +173,19 @@ def scatter_steps(source, target, offset, fraction, edges):  # type: ignore[no-u
 
 
 @inlined
-def scatter_weighted(source, target, offset, fraction, weight, pixels, zero):  # type: ignore[no-untyped-def]
+def scatter_weighted(source, target, offset, fraction, weight, pixels, lanes, zero):  # type: ignore[no-untyped-def]
     """Do the same with pixel values that are weighted first; their steps are formed on the way."""
+    if lanes == 1:
+        before = zero
+        for i in range(pixels + 1):
+            now = multiply(source[i], weight[i]) if i < pixels else zero
+            step = subtract(now, before)
+            before = now
+            right = multiply(step, fraction[i])
+            cell = nb.uint32(offset[i]) // LANES
+            target[cell] = add(target[cell], subtract(step, right))
+            target[cell + 1] = add(target[cell + 1], right)
+        return
     previous = splat(zero)
     for i in range(pixels):
         value = multiply(load(source, i * LANES), splat(weight[i]))
@@ -183,17 +202,28 @@ def scatter_weighted(source, target, offset, fraction, weight, pixels, zero):  #
 
 
 @inlined
-def gather_line(source, target, offset, fraction, weight, pixels, weighted):  # type: ignore[no-untyped-def]
+def gather_line(source, target, offset, fraction, weight, pixels, weighted, lanes):  # type: ignore[no-untyped-def]
     """Add to each pixel the difference of the sums from the right at its two edges: its overlaps with all bins."""
-    cell = nb.intp(offset[0])
-    here = load(source, cell)
-    left = multiply_add(subtract(load(source, cell + LANES), here), splat(fraction[0]), here)
+    if lanes == 1:
+        cell = nb.uint32(offset[0]) // LANES
+        left = multiply_add(subtract(source[cell + 1], source[cell]), fraction[0], source[cell])
+        for i in range(pixels):
+            cell = nb.uint32(offset[i + 1]) // LANES
+            right = multiply_add(subtract(source[cell + 1], source[cell]), fraction[i + 1], source[cell])
+            share = subtract(left, right)
+            left = right
+            if weighted:
+                share = multiply(share, weight[i])
+            target[i] = add(target[i], share)
+        return
+    here = load(source, nb.intp(offset[0]))
+    near = multiply_add(subtract(load(source, nb.intp(offset[0]) + LANES), here), splat(fraction[0]), here)
     for i in range(pixels):
-        cell = nb.intp(offset[i + 1])
-        here = load(source, cell)
-        right = multiply_add(subtract(load(source, cell + LANES), here), splat(fraction[i + 1]), here)
-        share = subtract(left, right)
-        left = right
+        at = nb.intp(offset[i + 1])
+        here = load(source, at)
+        far = multiply_add(subtract(load(source, at + LANES), here), splat(fraction[i + 1]), here)
+        shares = subtract(near, far)
+        near = far
         if weighted:
-            share = multiply(share, splat(weight[i]))
-        store(target, i * LANES, add(load(target, i * LANES), share))
+            shares = multiply(shares, splat(weight[i]))
+        store(target, i * LANES, add(load(target, i * LANES), shares))

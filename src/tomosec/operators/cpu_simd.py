@@ -4,7 +4,8 @@ Plain Numba loops over eight neighbors run six to ten times slower here, probabl
 arrays do not overlap. With explicit vectors there is nothing to prove. LLVM splits the type where registers are
 narrower, so this works on any CPU.
 
-Arrays are one-dimensional and contiguous, of float32 or float64; indices count scalars and are not checked.
+Arrays are one-dimensional and contiguous, of float32 or float64; indices count scalars and are not checked. The arithmetic
+takes single scalars too, and rounds them as it rounds a lane.
 """
 
 from __future__ import annotations
@@ -158,8 +159,9 @@ def multiply_add(typing_context: Any, left: Any, right: Any, addend: Any) -> Any
     """Return left · right + addend, lane by lane, rounded once."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        vector = args[0].type
-        name = f"llvm.fma.v{LANES}{'f32' if signature.return_type.dtype == types.float32 else 'f64'}"
+        vector, kind = args[0].type, signature.return_type
+        scalar = "f32" if getattr(kind, "dtype", kind) == types.float32 else "f64"
+        name = f"llvm.fma.v{LANES}{scalar}" if isinstance(kind, Lanes) else f"llvm.fma.{scalar}"
         fused = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
         return builder.call(fused, args)
 
