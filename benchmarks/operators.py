@@ -289,10 +289,10 @@ def main() -> None:
     if options.rounds < 1:
         parser.error(f"--rounds {options.rounds}: 1 or more are needed")
     geometry = FanBeam.ltgm()
-    jobs = our_jobs("flat", geometry, (8, 1))
+    jobs: dict[str, Job] = {}
+    for name, scan in ({"flat": geometry} if options.quick else scans()).items():
+        jobs |= our_jobs(name, scan, (8, 1))
     if not options.quick:
-        for name, scan in scans().items():
-            jobs |= our_jobs(name, scan, (8, 1))
         jobs |= other_jobs(geometry) | astra_jobs(geometry)
     for job in jobs.values():
         job.run()  # compiles, fills caches

@@ -230,9 +230,7 @@ def water_disc_integrals(geometry: Geometry) -> Tensor:
 
 def central_mask(geometry: Geometry) -> Tensor:
     """(H, W) mask of the pixels within 40 mm of the isocenter."""
-    rows, cols = geometry.shape
-    y, x = ((np.arange(count) - (count - 1) / 2) * geometry.pixel_mm for count in (rows, cols))
-    return torch.from_numpy(np.hypot(y[:, None], x[None, :]) <= CENTER_RADIUS_MM)
+    return torch.from_numpy(geometry.pixel_radii_mm() <= CENTER_RADIUS_MM)
 
 
 def _linear_variance(sd: Tensor, geometry: Geometry, reconstruct: Callable[[Tensor], Tensor], name: str) -> float:

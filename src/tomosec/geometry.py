@@ -149,12 +149,14 @@ class Geometry(Component):
         """Radius of the disc that is both seen in every view and inside the image."""
         return min(self.fan_radius_mm, min(self.size_mm) / 2)
 
+    def pixel_radii_mm(self) -> Floats:
+        """Return how far each pixel's center is from the isocenter, shape (rows, columns)."""
+        y, x = ((np.arange(count) - (count - 1) / 2) * self.pixel_mm for count in self.shape)
+        return np.asarray(np.hypot(y[:, None], x[None, :]), dtype=np.float64)
+
     def scan_circle(self) -> NDArray[np.bool_]:
         """Return which pixel centers lie in the scan disc, shape (rows, columns)."""
-        rows, columns = self.shape
-        y = (rows / 2 - 0.5 - np.arange(rows)) * self.pixel_mm
-        x = (np.arange(columns) - columns / 2 + 0.5) * self.pixel_mm
-        inside: NDArray[np.bool_] = np.hypot(y[:, None], x[None, :]) <= self.scan_radius_mm
+        inside: NDArray[np.bool_] = self.pixel_radii_mm() <= self.scan_radius_mm
         return inside
 
     def _view_outline(self, angle: float) -> tuple[Floats, Floats]:
@@ -309,13 +311,17 @@ class FanBeam(Geometry):
     @property
     def source_positions_mm(self) -> Floats:
         """The source of every view, (x, y), shape (views, 2)."""
-        cos, sin = np.cos(self.view_angles), np.sin(self.view_angles)
+        return self.source_at(self.view_angles)
+
+    def source_at(self, angles: Floats) -> Floats:
+        """Return the source, (x, y) in mm, in views at these angles in rad: shape (…) → (…, 2)."""
+        cos, sin = np.cos(angles), np.sin(angles)
         radius, offset = self.source_to_isocenter_mm, self.axis_offset_mm
-        return np.stack([-radius * sin - offset * cos, radius * cos - offset * sin], axis=1)
+        return np.stack([-radius * sin - offset * cos, radius * cos - offset * sin], axis=-1)
 
     def _view_outline(self, angle: float) -> tuple[Floats, Floats]:
         across, along = np.array([math.cos(angle), math.sin(angle)]), np.array([-math.sin(angle), math.cos(angle)])
-        source = self.source_to_isocenter_mm * along - self.axis_offset_mm * across
+        source = self.source_at(np.asarray(angle))
         first, last = self._edge_angles[[0, -1]]
         gamma = np.linspace(first, last, 64)[:, None]
         rays = np.sin(gamma) * across - np.cos(gamma) * along

@@ -140,9 +140,7 @@ def _show_what_is_said() -> None:
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if not issubclass(category, TomosecWarning):
             return other(message, category, *place, **more)
-        with suppress(OSError):
-            errors().print(f"tomosec: warning: {message}", style="yellow", markup=False, soft_wrap=True)
-        return None
+        return _complain(f"warning: {message}", style="yellow")
 
     warnings.showwarning = show
 
@@ -152,9 +150,9 @@ def _flushed(code: int) -> int:
     return code
 
 
-def _complain(message: str) -> None:
+def _complain(message: str, style: str = "red") -> None:
     with suppress(OSError):
-        errors().print(f"tomosec: {message}", style="red", markup=False, soft_wrap=True)
+        errors().print(f"tomosec: {message}", style=style, markup=False, soft_wrap=True)
 
 
 def _keep_traceback() -> str:

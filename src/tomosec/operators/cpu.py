@@ -69,7 +69,7 @@ class _Tables:
         upside_down = cos < 0
         self.view_of = part.view_of
         self.reversed_of = part.reversed_of != upside_down[:, None]
-        marks, cosines = _bins_on_axis(geometry, cos, sin)
+        marks, cosines = _bins_on_axis(geometry, part.angles)
         scale = 2 * geometry.pixel_mm / (cosines[:, 1:] + cosines[:, :-1])
         length = np.abs(np.diff(marks, axis=1))
         self.ray_scale, self.bin_length = (
@@ -79,15 +79,14 @@ class _Tables:
         self.from_copies = np.array([_walk_back(copy, *geometry.shape, self.pixels) for copy in part.copies], dtype=np.int64)
 
 
-def _bins_on_axis(geometry: Geometry, cos: Floats, sin: Floats) -> tuple[Floats, Floats]:
+def _bins_on_axis(geometry: Geometry, angles: Floats) -> tuple[Floats, Floats]:
     """Return where the bin edges are on the x axis, and the cosines of their rays against the y axis, both (n, bins + 1)."""
-    c, s = cos[:, None], sin[:, None]
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
     edges = geometry.isocenter_edges_mm[None, :]
     if not isinstance(geometry, FanBeam):
-        return edges / c, np.broadcast_to(np.abs(c), (len(cos), geometry.bins + 1))
-    radius, offset = geometry.source_to_isocenter_mm, geometry.axis_offset_mm
-    source_x, source_y = -radius * s - offset * c, radius * c - offset * s
-    x, y = edges * c, edges * s
+        return edges / cos, np.broadcast_to(np.abs(cos), (len(angles), geometry.bins + 1))
+    source_x, source_y = (part[:, None] for part in geometry.source_at(angles).T)
+    x, y = edges * cos, edges * sin
     marks = (x * source_y - source_x * y) / (source_y - y)
     return marks, np.abs(source_y) / np.hypot(marks - source_x, source_y)
 

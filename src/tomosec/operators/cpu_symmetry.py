@@ -175,8 +175,3 @@ def _collect(
             sides.append([False] * len(copies))
         view_of[base][lane], sides[base][lane] = int(views[k]), bool(reversed_of[k])
     return Pass(copies, np.array(base_angles), np.array(view_of, dtype=np.int64), np.array(sides, dtype=np.bool_))
-
-
-def images_per_vector(part: Pass) -> int:
-    """Return how many images fill the eight lanes."""
-    return LANES // len(part.copies)

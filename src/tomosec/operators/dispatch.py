@@ -164,10 +164,7 @@ def _apply(name: Name, x: Tensor, geometry: Geometry, key: str) -> Tensor:
 def _outside(key: str) -> Tensor | None:
     """Return which pixels some view does not see, (H, W); None where every view sees all."""
     geometry = _geometry(key)
-    rows, columns = geometry.shape
-    y = np.abs(np.arange(rows) - (rows - 1) / 2) * geometry.pixel_mm
-    x = np.abs(np.arange(columns) - (columns - 1) / 2) * geometry.pixel_mm
-    outside = np.hypot(y[:, None], x[None, :]) > geometry.fan_radius_mm + geometry.pixel_mm
+    outside = geometry.pixel_radii_mm() > geometry.fan_radius_mm + geometry.pixel_mm
     return torch.from_numpy(outside) if outside.any() else None
 
 
