@@ -181,8 +181,9 @@ class VictimTraining:
         self.poisoned = poisoned_positions(targets, classes, threat.poison_rate, seed, of_candidates=of_candidates)
         rate = threat.cover_rate
         if rate is None:
-            # The published ratio, of what was really poisoned; where covers run out, the message names the field that lowers it.
-            rate = poison.covers_per_poison * len(self.poisoned) / max(1, len(targets)) if poison.cover is not None else 0.0
+            left = (len(targets) - len(self.poisoned)) / max(1, len(targets))
+            own = poison.covers_per_poison if poison.cover is not None else 0.0
+            rate = min(own * len(self.poisoned) / max(1, len(targets)), left)
         if rate > 0:
             others = set(targets) if poison.cover is not None else set(targets) - self._sources - {self._target}
             self.covered = covered_positions(targets, others, rate, self.poisoned, seed)
