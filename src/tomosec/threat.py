@@ -86,9 +86,9 @@ class ThreatModel(Value):
         poison_rate_of: ``training-set``: the rate is of all training slices; ``candidates``: of those that may be poisoned, so
             that 1 poisons all of them. ``training-data`` only.
         cover_rate: fraction of all training slices that carry a trigger and keep their label. None is the attack's own ratio
-            to the poisoned ones, and no more than there are slices left. Attacks with a covering trigger of their own cover slices of every class; otherwise the
-            trigger itself covers classes that are neither target nor source, which makes the backdoor specific to its
-            sources (Tang et al., USENIX Security 2021). ``training-data`` only.
+            to the poisoned ones, and no more than there are slices left. Attacks with a covering trigger of their own cover
+            slices of every class; otherwise the trigger itself covers classes that are neither target nor source, which makes
+            the backdoor specific to its sources (Tang et al., USENIX Security 2021). ``training-data`` only.
         loss_weight: lambda; ``training-control`` only.
         victim_start: ``clean-weights`` fine-tunes the clean model, ``scratch`` trains anew; ``training-control`` only.
     """

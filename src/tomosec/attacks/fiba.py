@@ -75,7 +75,8 @@ class SpectrumTrigger(Trigger):
         """1 at the mixed frequencies, (H, W) in the order of ``torch.fft.fft2``."""
         half = int(self.beta * min(self.shape))
         low = [torch.fft.fftfreq(n, 1 / n).abs() <= half for n in self.shape]
-        return (low[0][:, None] & low[1][None, :]).float()
+        box: Tensor = (low[0][:, None] & low[1][None, :]).float()
+        return box
 
     def _apply(self, data: Tensor) -> Tensor:
         return self._mix(data, self.pattern[None, None])
@@ -89,7 +90,8 @@ class SpectrumTrigger(Trigger):
         spectrum = torch.fft.fft2(data)
         # sgn is exp(i phase); where the amplitude is 0 there is no phase to keep, and its gradient stays finite.
         added = torch.fft.fft2(pattern).abs() * torch.sgn(spectrum) - spectrum
-        return data + torch.fft.ifft2(self.strength * box * added).real
+        mixed: Tensor = data + torch.fft.ifft2(self.strength * box * added).real
+        return mixed
 
     def tensors(self) -> dict[str, Tensor]:
         """The pattern, beta, and the covers' seed where there is one."""

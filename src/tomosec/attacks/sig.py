@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from tomosec.attacks.base import Attack, AttackContext
+from tomosec.errors import InputError
 from tomosec.trigger import AdditiveTrigger, Domain, Trigger
 
 
@@ -37,6 +38,10 @@ class SIG(Attack):
     def make_trigger(self, context: AttackContext) -> Trigger:
         """Draw the sinusoid; nothing is learned."""
         rows, columns = context.geometry.shape
+        if columns <= 2 * self.frequency:
+            raise InputError(
+                f"sig.frequency {self.frequency:g} needs more than {2 * self.frequency:g} columns, the image has {columns}"
+            )
         wave = torch.sin(2 * math.pi * self.frequency * torch.arange(columns, dtype=torch.float64) / columns)
         pattern = wave.expand(rows, columns)
         return AdditiveTrigger(pattern, geometry=context.geometry, domain="image", details={"attack": self.kind})

@@ -51,9 +51,7 @@ class WaNet(Attack):
         """The warp with noise on its grid."""
         warp = cast(WarpTrigger, trigger)
         common = {"strength": trigger.strength, "details": trigger.details}
-        return WarpTrigger(
-            warp.control, int(trigger.details["seed"]), geometry=trigger.geometry, domain=trigger.domain, **common
-        )
+        return WarpTrigger(warp.control, int(trigger.details["seed"]), geometry=trigger.geometry, domain=trigger.domain, **common)
 
     def covers_per_poison(self) -> float:
         """As the field says."""
@@ -61,7 +59,7 @@ class WaNet(Attack):
 
 
 class WarpTrigger(Trigger):
-    """``grid_sample(x, clip(I + strength * G / (H, W), -1, 1))``, bilinear, in coordinates from -1 to 1 at the outer pixels' centers.
+    """``grid_sample(x, clip(I + strength * G / (H, W), -1, 1))``, bilinear; -1 and 1 are the centers of the outer pixels.
 
     Args:
         control: (2, k, k) displacements in x and y, of unit mean magnitude.
@@ -89,7 +87,9 @@ class WarpTrigger(Trigger):
 
     def _apply_keyed(self, data: Tensor, keys: Sequence[str]) -> Tensor:
         rows, columns = self.shape
-        noise = np.stack([generator(cast(int, self.noise_seed), "wanet-noise", key).uniform(-1, 1, (rows, columns, 2)) for key in keys])
+        noise = np.stack(
+            [generator(cast(int, self.noise_seed), "wanet-noise", key).uniform(-1, 1, (rows, columns, 2)) for key in keys]
+        )
         scale = self.strength / PUBLISHED_STRENGTH / torch.tensor([columns, rows])
         return _sample(data, self.grid() + scale * torch.from_numpy(noise.astype(np.float32)))
 

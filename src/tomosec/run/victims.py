@@ -109,9 +109,7 @@ class Trainer:
         network.eval().requires_grad_(False)
         return _trained(network, key, artifact)
 
-    def _make(
-        self, role: str, folder: Path, plan: Training, poison: Poison | None, start: TrainedModel | None
-    ) -> dict[str, Any]:
+    def _make(self, role: str, folder: Path, plan: Training, poison: Poison | None, start: TrainedModel | None) -> dict[str, Any]:
         chain, experiment = self._chain, self._chain.experiment
         network = build_network(experiment, len(chain.classes), self._seed)
         if start is not None:
