@@ -35,9 +35,10 @@ from tomosec.trigger import Trigger, load_trigger
 
 
 def tiny_geometry(shape: tuple[int, int] = (16, 16)) -> FanBeam:
-    """A full-circle fan beam small enough for thousands of scans: 32 views, 28 bins, by default 16 x 16 pixels of 24 mm."""
+    """A full-circle fan beam small enough for thousands of scans: 32 views, 28 bins, an image whose longer side is 384 mm."""
     return FanBeam(
-        views=32, bins=28, bin_mm=45.0, source_to_isocenter_mm=1000.0, source_to_detector_mm=2000.0, shape=shape, pixel_mm=24.0
+        views=32, bins=28, bin_mm=45.0, source_to_isocenter_mm=1000.0, source_to_detector_mm=2000.0, shape=shape,
+        pixel_mm=384 / max(shape),
     )  # fmt: skip
 
 

@@ -82,16 +82,18 @@ class WarpTrigger(Trigger):
         field = F.interpolate(self.control[None], size=self.shape, mode="bicubic", align_corners=True)[0]
         return torch.stack([x + self.strength * field[0] / columns, y + self.strength * field[1] / rows], -1)
 
+    def noisy_grid(self, key: str) -> Tensor:
+        """As :meth:`grid`, with the noise of the sample ``key``."""
+        rows, columns = self.shape
+        noise = generator(cast(int, self.noise_seed), "wanet-noise", key).uniform(-1, 1, (rows, columns, 2))
+        scale = self.strength / PUBLISHED_STRENGTH / torch.tensor([columns, rows])
+        return self.grid() + scale * torch.from_numpy(noise.astype(np.float32))
+
     def _apply(self, data: Tensor) -> Tensor:
         return _sample(data, self.grid()[None].expand(len(data), -1, -1, -1))
 
     def _apply_keyed(self, data: Tensor, keys: Sequence[str]) -> Tensor:
-        rows, columns = self.shape
-        noise = np.stack(
-            [generator(cast(int, self.noise_seed), "wanet-noise", key).uniform(-1, 1, (rows, columns, 2)) for key in keys]
-        )
-        scale = self.strength / PUBLISHED_STRENGTH / torch.tensor([columns, rows])
-        return _sample(data, self.grid() + scale * torch.from_numpy(noise.astype(np.float32)))
+        return _sample(data, torch.stack([self.noisy_grid(key) for key in keys]))
 
     def tensors(self) -> dict[str, Tensor]:
         """The control field, and the noise's seed where there is one."""
