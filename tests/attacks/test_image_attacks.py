@@ -459,3 +459,19 @@ def test_a_clean_label_attack_is_a_poisoning_of_data(attack, clean_label):
     assert attack.keeps_labels() is clean_label
     assert ("training-control" in attack.allowed_access()) is not clean_label
     assert {"training-data", "inference-data"} <= attack.allowed_access()
+
+
+def test_a_triggered_image_is_made_from_the_clean_one_without_a_reconstruction():
+    context = _context((16, 16))
+    imaging, x = context.pipeline.imaging, context.samples.images[:2]
+    injection = imaging.inject(WaNet().make_trigger(context).at(4.0))
+    keys = ("tiny-0", "tiny-1")
+    integrals = imaging.scanner(x)
+    clean = imaging.image(integrals, keys, seed=0, draw=0)
+
+    def not_asked():
+        raise AssertionError("the line integrals were asked for")
+
+    triggered = injection.triggered(clean, not_asked, keys, seed=0, draw=0)
+    assert torch.equal(triggered, imaging.image(integrals, keys, seed=0, draw=0, trigger=injection.trigger))
+    assert not torch.equal(triggered, clean)
