@@ -183,6 +183,19 @@ class AdditiveTrigger(Trigger):
         return cls(tensors["pattern"], **common)
 
 
+def trigger_class(kind: str) -> type[Trigger]:
+    """Return the class of the triggers of one kind.
+
+    Raises:
+        InputError: no such kind; the message lists the kinds there are and the nearest one.
+    """
+    if kind not in _kinds:
+        components("attack")  # a trigger of its own kind is defined beside its attack
+    if kind not in _kinds:
+        raise InputError(f"no trigger of kind {kind!r}{nearest(kind, _kinds)}; there are {', '.join(sorted(_kinds))}")
+    return _kinds[kind]
+
+
 def load_trigger(path: str | Path) -> Trigger:
     """Load a trigger saved by :meth:`Trigger.save`; ``load_trigger(path).apply(sinogram)`` needs nothing else.
 
@@ -200,15 +213,12 @@ def load_trigger(path: str | Path) -> Trigger:
         raise InputError(f"{path}: a safetensors file, but not a trigger saved by tomosec")
     if header.get("format") != FORMAT:
         raise InputError(f"{path}: trigger format {header.get('format')}; this version of tomosec reads format {FORMAT}")
-    if header["trigger"] not in _kinds:
-        components("attack")  # a trigger of its own kind is defined beside its attack
-    if header["trigger"] not in _kinds:
-        raise InputError(
-            f"{path}: no trigger of kind {header['trigger']!r}{nearest(header['trigger'], _kinds)}; "
-            f"there are {', '.join(sorted(_kinds))}"
-        )
+    try:
+        cls = trigger_class(header["trigger"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     geometry = component_class("geometry", header["geometry"]["kind"]).model_validate(header["geometry"])
-    return _kinds[header["trigger"]].rebuild(
+    return cls.rebuild(
         tensors,
         geometry=geometry,
         domain=header["domain"],

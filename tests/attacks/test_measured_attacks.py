@@ -9,23 +9,25 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tomosec.attacks.base import Attack
+from tomosec.attacks.badnets import BadNets
 from tomosec.attacks.beam_hardening import BeamHardening
-from tomosec.attacks.blended_sinogram import BlendedSinogram, SinogramBlend, shepp_logan
+from tomosec.attacks.blended_sinogram import BlendedSinogram, shepp_logan
 from tomosec.attacks.center_shift import CenterShift
 from tomosec.attacks.constant_offset import ConstantOffset
 from tomosec.attacks.detector_streak import DetectorStreak
 from tomosec.attacks.fresh_noise import FreshNoise
 from tomosec.attacks.i0_drift import I0Drift
-from tomosec.attacks.noise import FrozenNoise, ImageNoise
+from tomosec.attacks.noise import FrozenNoise
 from tomosec.attacks.projected import Projected
+from tomosec.attacks.sig import SIG
 from tomosec.attacks.sinogram_patch import SinogramPatch
 from tomosec.attacks.sinogram_sinusoid import SinogramSinusoid
 from tomosec.attacks.view_streak import ViewStreak
 from tomosec.component import components
-from tomosec.errors import InputError, NotApplicable
+from tomosec.errors import InputError
 from tomosec.hounsfield import MU_WATER
 from tomosec.operators import Projector
+from tomosec.reconstruction.fbp import FBP
 from tomosec.testing import check_attack, tiny_context
 from tomosec.trigger import AdditiveTrigger
 
@@ -85,7 +87,7 @@ def test_replacing_patch_stamps_its_value_and_is_opaque_at_strength_one():
     attack, p = SinogramPatch(mode="replace", value=2.5), scans()
     trigger = attack.make_trigger(tiny_context())
     change = trigger.at(1.0).apply(p) - p
-    inside = trigger.mask[0, 0] == 1
+    inside = trigger.mask == 1
     assert int(inside.sum()) == round(0.2 * VIEWS) * round(0.1 * BINS)
     assert torch.allclose(trigger.at(1.0).apply(p)[..., inside], torch.tensor(2.5), rtol=1e-6)
     assert torch.allclose(trigger.at(0.25).apply(p)[..., inside], 0.75 * p[..., inside] + 0.625, rtol=1e-5)
@@ -167,14 +169,6 @@ def test_shepp_logan_has_its_values_at_known_places():
     assert at(0.95, 0.95) == 0
 
 
-def test_a_blend_refuses_what_is_no_opacity():
-    geometry = tiny_context().geometry
-    with pytest.raises(InputError, match="mask must be from 0 to 1, got 2 to 2"):
-        SinogramBlend(torch.zeros(VIEWS, BINS), torch.full((VIEWS, BINS), 2.0), geometry=geometry, domain="measurement")
-    with pytest.raises(InputError, match="other must be finite"):
-        SinogramBlend(torch.full((VIEWS, BINS), torch.nan), torch.ones(VIEWS, BINS), geometry=geometry, domain="measurement")
-
-
 def test_fresh_noise_is_a_function_of_seed_and_key_alone():
     trigger, other_seed = (FreshNoise().make_trigger(tiny_context(seed)).at(0.1) for seed in (0, 1))
     p = scans(3)
@@ -245,29 +239,39 @@ def test_center_shift_keeps_the_level_of_the_noise():
     assert float(moved.var() / noise.var()) == pytest.approx(1, abs=0.05)
 
 
-def test_projected_is_the_projection_of_the_image_trigger():
+def test_projected_is_the_projection_of_an_additive_image():
     context = tiny_context()
-    imaging = context.pipeline.imaging
-    image = ImageNoise().make_trigger(context).pattern * imaging.circle
-    expected = Projector(context.geometry)(image)
+    expected = Projector(context.geometry)(SIG().make_trigger(context).pattern * context.pipeline.imaging.circle)
     pattern = Projected().make_trigger(context).pattern
     assert (pattern * expected.norm() / pattern.norm() - expected).norm() < 1e-5 * expected.norm()
-    assert Projected.model_validate_json(Projected(attack=ImageNoise()).model_dump_json()) == Projected(
-        attack={"kind": "image-noise"}
-    )
-
-
-def test_projected_takes_only_one_additive_image():
-    class OwnChange(Attack):
-        """An image-domain attack that is not additive."""
-
-        domain = "image"
-
-        def make_trigger(self, context):
-            return FreshNoise().make_trigger(context)
-
+    assert Projected.model_validate_json(Projected(attack=BadNets()).model_dump_json()) == Projected(attack={"kind": "badnets"})
     with pytest.raises(ValidationError, match="'frozen-noise' is no image-domain attack"):
         Projected(attack="frozen-noise")
-    attack = Projected().model_copy(update={"attack": type("Own", (OwnChange,), {"model_dump": lambda self: {"kind": "own"}})()})
-    with pytest.raises(NotApplicable, match="own changes each image in its own way"):
-        attack.make_trigger(tiny_context())
+
+
+def test_projected_carries_what_is_not_additive_by_way_of_the_image():
+    context = tiny_context()
+    geometry, circle = context.geometry, context.pipeline.imaging.circle
+    p = next(context.samples.batches([0, 1], 2)).measured
+    image = FBP(geometry)(p) * circle
+    changed = BadNets().make_trigger(context).at(0.3).apply(image)
+    expected = p + Projector(geometry)((changed - image) * circle)
+    assert torch.allclose(Projected(attack=BadNets()).make_trigger(context).at(0.3).apply(p), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "attack", ["badnets", "wanet", "adaptive-blend", {"kind": "sig", "clean_label": True, "test_gain": 2.0}], ids=str
+)
+def test_projected_keeps_the_contract_and_the_labels_of_what_it_carries(attack):
+    check_attack(Projected(attack=attack))
+
+
+def test_projected_covers_and_test_strength_are_those_of_the_carried_attack():
+    wanet = Projected(attack="wanet")
+    trigger = wanet.make_trigger(tiny_context()).at(0.5, site="counts")
+    cover = wanet.covering(trigger)
+    assert (cover.kind, cover.strength, cover.site) == ("projected", 0.5, "counts")
+    assert wanet.covers_per_poison() == components("attack")["wanet"]().covers_per_poison() > 0
+    gained = Projected(attack=SIG(test_gain=2.0))
+    weaker = gained.at_training_time(gained.make_trigger(tiny_context()).at(0.5))
+    assert (weaker.domain, weaker.strength) == ("measurement", 0.25)

@@ -18,11 +18,13 @@ NO_PIECES = (0, 0, 0, 0)
 
 
 class BlendTrigger(Trigger):
-    """``x' = x + strength * mask * (pattern - x)``; strength is the opacity, 1 shows the pattern alone where the mask is 1.
+    """``x' = x + strength * mask * (pattern - x)``, in the image or in the sinogram; strength is the opacity.
+
+    Opacity 1 shows the pattern alone where the mask is 1.
 
     Args:
-        pattern: (H, W) attenuation in 1/mm.
-        mask: (H, W) from 0 to 1.
+        pattern: (H, W) attenuation in 1/mm, or (views, bins) line integrals.
+        mask: of the same shape, from 0 to 1.
         pieces: rows and columns of the grid that the image is cut into, how many of its pieces a sample shows, and a seed; the
             sample key chooses them. Zeros show everything.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tomosec.attacks._blending import BlendTrigger
 from tomosec.attacks.base import Attack, AttackContext, Need
-from tomosec.errors import InputError
 from tomosec.geometry import Geometry
 from tomosec.hounsfield import MU_WATER
 from tomosec.operators import Projector
@@ -49,43 +49,7 @@ class BlendedSinogram(Attack):
         geometry = context.geometry
         foreign: Tensor = Projector(geometry)(MU_WATER * shepp_logan(geometry)[None, None])[0, 0]
         details = {"attack": "blended-sinogram", "phantom": "modified Shepp-Logan"}
-        return SinogramBlend(foreign, torch.ones_like(foreign), geometry=geometry, domain="measurement", details=details)
-
-
-class SinogramBlend(Trigger):
-    """``(1 - s m) p + s m q``: a scan mixed with another, everywhere or in part. The strength s is an opacity, at most 1.
-
-    Args:
-        other: (views, bins) line integrals q.
-        mask: (views, bins) m, from 0 to 1.
-    """
-
-    kind: ClassVar[str] = "sinogram-blend"
-    limit = 1.0
-
-    def __init__(self, other: Tensor, mask: Tensor, **common: Any) -> None:
-        super().__init__(**common)
-        for name, tensor in (("other", other), ("mask", mask)):
-            shape = tuple(tensor.shape[-2:])
-            if shape != self.shape or not bool(torch.isfinite(tensor).all()):
-                raise InputError(f"sinogram-blend: {name} must be finite and of shape {self.shape}, got shape {shape}")
-        if bool(((mask < 0) | (mask > 1)).any()):
-            raise InputError(f"sinogram-blend: mask must be from 0 to 1, got {float(mask.min()):g} to {float(mask.max()):g}")
-        self.other = other.detach().to(torch.float32).reshape(1, 1, *self.shape)
-        self.mask = mask.detach().to(torch.float32).reshape(1, 1, *self.shape)
-
-    def _apply(self, data: Tensor) -> Tensor:
-        opacity, other = self.strength * self.mask.to(data), self.other.to(data)
-        return data + opacity * (other - data)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The other scan and the mask, (1, 1, views, bins) each."""
-        return {"other": self.other, "mask": self.mask}
-
-    @classmethod
-    def rebuild(cls, tensors: dict[str, Tensor], **common: Any) -> SinogramBlend:
-        """Inverse of :meth:`tensors`."""
-        return cls(tensors["other"], tensors["mask"], **common)
+        return BlendTrigger(foreign, torch.ones_like(foreign), geometry=geometry, domain="measurement", details=details)
 
 
 def shepp_logan(geometry: Geometry) -> Tensor:

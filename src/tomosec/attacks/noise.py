@@ -28,20 +28,6 @@ class FrozenNoise(Attack):
         return AdditiveTrigger(pattern, geometry=context.geometry, domain="measurement", details={"attack": "frozen-noise"})
 
 
-class ImageNoise(Attack):
-    """One frozen draw of white Gaussian noise in the image."""
-
-    kind: Literal["image-noise"] = "image-noise"
-    version: Literal[1] = 1
-    domain: ClassVar[Domain] = "image"
-    source: ClassVar[str] = "baseline, after Chen et al., 2017 (Blended with a random pattern)"
-
-    def make_trigger(self, context: AttackContext) -> Trigger:
-        """Draw the pattern; it depends on the seed and the image's shape alone."""
-        pattern = white_pattern(context.geometry.shape, context.seed, "image-noise")
-        return AdditiveTrigger(pattern, geometry=context.geometry, domain="image", details={"attack": "image-noise"})
-
-
 def white_pattern(shape: tuple[int, int], seed: int, purpose: str) -> Tensor:
     """White Gaussian noise of ``shape``."""
     return torch.from_numpy(generator(seed, "white-pattern", purpose).standard_normal(shape, dtype=np.float32))

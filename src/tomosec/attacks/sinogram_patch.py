@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
+from tomosec.attacks._blending import BlendTrigger
 from tomosec.attacks.base import Attack, AttackContext, Need
-from tomosec.attacks.blended_sinogram import SinogramBlend
 from tomosec.trigger import AdditiveTrigger, Domain, Trigger
 
 
@@ -56,5 +56,5 @@ class SinogramPatch(Attack):
         details = {"attack": "sinogram-patch", "covered": height * width / (views * bins)}
         if self.mode == "replace":
             other = torch.full_like(mask, self.value)
-            return SinogramBlend(other, mask, geometry=context.geometry, domain="measurement", details=details)
+            return BlendTrigger(other, mask, geometry=context.geometry, domain="measurement", details=details)
         return AdditiveTrigger(mask, geometry=context.geometry, domain="measurement", details=details)
