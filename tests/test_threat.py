@@ -44,6 +44,8 @@ def test_the_target_is_no_source() -> None:
     ("fields", "message"),
     [
         ({"access": "training-control", "poison_rate": 0.2}, "poison_rate belongs to access 'training-data'"),
+        ({"access": "training-control", "cover_rate": 0.2}, "cover_rate belongs to access 'training-data'"),
+        ({"access": "inference-data", "poison_rate_of": "candidates"}, "poison_rate_of belongs to access 'training-data'"),
         ({"access": "training-data", "loss_weight": 1.0}, "loss_weight belongs to access 'training-control'"),
         ({"access": "inference-data", "victim_start": "scratch"}, "victim_start belongs to access 'training-control'"),
     ],
@@ -57,9 +59,12 @@ def test_a_default_may_be_spelled_out_for_any_access() -> None:
     assert ThreatModel(access="training-control", poison_rate=0.1) == ThreatModel()
 
 
-@pytest.mark.parametrize(("field", "value"), [("poison_rate", 0), ("poison_rate", 1.5), ("loss_weight", 0), ("loss_weight", -1)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("poison_rate", -0.1), ("poison_rate", 1.5), ("cover_rate", 1.5), ("loss_weight", 0), ("loss_weight", -1)],
+)
 def test_ranges(field: str, value: float) -> None:
-    access = "training-data" if field == "poison_rate" else "training-control"
+    access = "training-data" if field.endswith("_rate") else "training-control"
     with pytest.raises(ValidationError, match=field):
         ThreatModel.model_validate({"access": access, field: value})
 

@@ -110,10 +110,10 @@ class ImagingChain(nn.Module):
     ) -> Tensor:
         """As :meth:`measure`, from noiseless line integrals."""
         if trigger is not None and trigger.domain == "measurement" and trigger.site == "counts":
-            change = trigger.apply(integrals) - integrals
+            change = trigger.apply(integrals, keys) - integrals
             return self.scanner.measure(integrals, keys, seed=seed, draw=draw, counts_change=change)
         measured = self.scanner.measure(integrals, keys, seed=seed, draw=draw)
-        return trigger.apply(measured) if trigger is not None and trigger.domain == "measurement" else measured
+        return trigger.apply(measured, keys) if trigger is not None and trigger.domain == "measurement" else measured
 
     def inject(self, trigger: Trigger) -> Injection:
         """Prepare a trigger for use on this chain: the linear path where it holds, the long way where not."""
@@ -124,7 +124,11 @@ class ImagingChain(nn.Module):
     def image(self, integrals: Tensor, keys: Sequence[str], *, seed: int, draw: int, trigger: Trigger | None = None) -> Tensor:
         """The image a network sees, the long way: measure, trigger, reconstruct (B, 1, H, W) in 1/mm."""
         image = self.reconstruct(self.measure_integrals(integrals, keys, seed=seed, draw=draw, trigger=trigger))
-        return self._image(trigger.apply(image)) if trigger is not None and trigger.domain == "image" else image
+        return self.image_triggered(image, trigger, keys) if trigger is not None and trigger.domain == "image" else image
+
+    def image_triggered(self, image: Tensor, trigger: Trigger, keys: Sequence[str]) -> Tensor:
+        """Images (B, 1, H, W) in 1/mm of this chain with an image-domain trigger, air outside the scan circle."""
+        return self._image(trigger.apply(image, keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +156,15 @@ class Injection:
 
         Args:
             clean: the same samples' images without the trigger.
-            integrals: gives their noiseless line integrals; called only where the long way runs.
+            integrals: gives their noiseless line integrals; called only where measured data have to change anew.
             keys: B sample keys.
             seed: seed of the experiment.
             draw: number of the noise draw.
         """
         if self.effect is not None:
             return clean + self.trigger.strength * self.effect
+        if self.trigger.domain == "image":
+            return self.imaging.image_triggered(clean, self.trigger, keys)
         return self.imaging.image(integrals(), keys, seed=seed, draw=draw, trigger=self.trigger)
 
 

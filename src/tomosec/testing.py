@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +19,26 @@ from torch import Tensor, nn
 
 from tomosec.acquisition import Scanner
 from tomosec.attacks.base import Attack, AttackContext, TrainingBatch
+from tomosec.attacks.poisoning import Poison, VictimTraining
+from tomosec.attacks.strength import TOLERANCE, strength_for
 from tomosec.component import Component, component_class
 from tomosec.data.base import Dataset, OpenDataset, to_attenuation
 from tomosec.errors import InputError
 from tomosec.geometry import FanBeam, Geometry
-from tomosec.hounsfield import MU_WATER
-from tomosec.pipeline import ImagingChain, Pipeline
+from tomosec.hounsfield import HU_PER_MU, MU_WATER
+from tomosec.pipeline import ImagingChain, Injection, Pipeline
 from tomosec.randomness import generator, torch_seed
 from tomosec.reconstruction.base import Reconstruction
 from tomosec.reconstruction.fbp import FBP
+from tomosec.threat import ThreatModel
 from tomosec.trigger import Trigger, load_trigger
 
 
-def tiny_geometry() -> FanBeam:
-    """A full-circle fan beam small enough for thousands of scans: 32 views, 28 bins, 16 x 16 pixels of 24 mm."""
+def tiny_geometry(shape: tuple[int, int] = (16, 16)) -> FanBeam:
+    """A full-circle fan beam small enough for thousands of scans: 32 views, 28 bins, an image whose longer side is 384 mm."""
     return FanBeam(
-        views=32, bins=28, bin_mm=45.0, source_to_isocenter_mm=1000.0, source_to_detector_mm=2000.0, shape=(16, 16), pixel_mm=24.0
+        views=32, bins=28, bin_mm=45.0, source_to_isocenter_mm=1000.0, source_to_detector_mm=2000.0, shape=shape,
+        pixel_mm=384 / max(shape),
     )  # fmt: skip
 
 
@@ -46,6 +52,15 @@ class TinySamples:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @torch.no_grad()
+    def views(self, positions: Sequence[int], draw: int, triggers: Sequence[Injection]) -> list[Tensor]:
+        """Clean images, then those with each trigger, as a victim's training asks for them."""
+        keys = tuple(f"tiny-{i}" for i in positions)
+        integrals = self._imaging.scanner(self.images[list(positions)])
+        clean = self._imaging.image(integrals, keys, seed=self._seed, draw=draw)
+        changed = [trigger.triggered(clean, lambda: integrals, keys, seed=self._seed, draw=draw) for trigger in triggers]
+        return [clean, *changed]
 
     def _image(self, i: int) -> Tensor:
         rng, geometry = generator(self._seed, "tiny-sample", i), self._imaging.geometry
@@ -77,9 +92,9 @@ def tiny_network(geometry: Geometry, classes: int = 2, seed: int = 0) -> nn.Modu
     return network.eval().requires_grad_(False)
 
 
-def tiny_context(seed: int = 0, *, batch_size: int = 4, i0: float = 1e5) -> AttackContext:
+def tiny_context(seed: int = 0, *, batch_size: int = 4, i0: float = 1e5, shape: tuple[int, int] = (16, 16)) -> AttackContext:
     """Everything an attack may ask for, on the tiny geometry."""
-    geometry = tiny_geometry()
+    geometry = tiny_geometry(shape)
     imaging = ImagingChain(Scanner(geometry, i0=i0, electronic_noise=3.3), FBP(geometry))
     pipeline = Pipeline(imaging, tiny_network(geometry)).requires_grad_(False)
     samples = TinySamples(imaging, seed=seed)
@@ -102,7 +117,9 @@ def check_attack(attack: Attack) -> None:
     """The contract of attacks.
 
     Zero strength is the identity; strength is monotone; the input is left alone; same seed, same trigger, whatever the batch
-    size; saved and reloaded it does the same; a sample's result does not depend on its batch; float32 stays float32.
+    size; saved and reloaded it does the same; a sample's result does not depend on its batch or its place in it; float32 stays
+    float32; gradients flow unless the trigger says otherwise; a budget in HU is met as measured; labels are those of its
+    definition; images need not be square. What training samples and covers carry keeps the same contract.
     """
     check_component(attack)
     assert attack.domain in ("measurement", "image"), f"{attack!r}: domain {attack.domain!r}"
@@ -112,37 +129,121 @@ def check_attack(attack: Attack) -> None:
     rng = generator("check-attack", 0)
     scale = 1.0 if trigger.domain == "measurement" else MU_WATER
     data = torch.from_numpy(rng.uniform(0.1, 1.0, (3, 1, *trigger.shape)).astype(np.float32)) * scale
-    before = data.clone()
-
-    assert torch.equal(trigger.at(0.0).apply(data), data), "strength 0 changes the data"
-    weak, strong = trigger.at(0.1 * scale).apply(data), trigger.at(scale).apply(data)
-    assert torch.equal(data, before), "apply changes its input"
-    assert strong.dtype == torch.float32, f"float32 becomes {strong.dtype}"
-    assert strong.shape == data.shape, f"shape {tuple(data.shape)} becomes {tuple(strong.shape)}"
-    assert bool(torch.isfinite(strong).all()), "the triggered data are not finite"
-    assert float((weak - data).norm()) < float((strong - data).norm()), "a larger strength changes less"
-    alone = trigger.at(scale).apply(data[1:2])
-    assert torch.allclose(alone, strong[1:2], rtol=1e-6, atol=1e-6 * scale), "a sample's result depends on its batch"
+    strongest = trigger.at(scale)
+    for name, variant in _variants(attack, strongest).items():
+        _check_trigger(variant, data, name)
+        assert variant.strength <= strongest.strength or name == "test", f"{name}: stronger than what the budget is of"
+    strong = strongest.apply(data, KEYS)
 
     again = attack.make_trigger(tiny_context())
-    assert torch.equal(again.at(scale).apply(data), strong), "the same seed gives another trigger"
-    other_batches = attack.make_trigger(tiny_context(batch_size=5)).at(scale).apply(data)
+    assert torch.equal(again.at(scale).apply(data, KEYS), strong), "the same seed gives another trigger"
+    other_batches = attack.make_trigger(tiny_context(batch_size=5)).at(scale).apply(data, KEYS)
     assert _close(other_batches, strong, data) or _depends_on_batches(attack), "the trigger depends on the batch size"
-    _check_saving(trigger.at(scale), data, strong)
+    _check_budget(trigger)
+    _check_labels(attack, trigger)
+    _check_size(attack)
+
+
+#: Sample keys of the data that a contract is checked on.
+KEYS = ("a", "b", "c")
+
+
+def _variants(attack: Attack, trigger: Trigger) -> dict[str, Trigger]:
+    """The trigger as it is shown at test time, in training, and as covers carry it."""
+    covering = attack.covering(trigger)
+    cover = {} if covering is None else {"cover": covering}
+    return {"trigger": trigger, "test": attack.at_test_time(trigger), "training": attack.at_training_time(trigger), **cover}
+
+
+def _check_trigger(trigger: Trigger, data: Tensor, name: str) -> None:
+    """What one trigger does to data (3, 1, ...)."""
+    before, scale = data.clone(), float(data.abs().max())
+    assert torch.equal(trigger.at(0.0).apply(data, KEYS), data), f"{name}: strength 0 changes the data"
+    weak, strong = trigger.at(0.1 * trigger.strength).apply(data, KEYS), trigger.apply(data, KEYS)
+    assert torch.equal(data, before), f"{name}: apply changes its input"
+    assert strong.dtype == torch.float32, f"{name}: float32 becomes {strong.dtype}"
+    assert strong.shape == data.shape, f"{name}: shape {tuple(data.shape)} becomes {tuple(strong.shape)}"
+    assert bool(torch.isfinite(strong).all()), f"{name}: the triggered data are not finite"
+    assert float((weak - data).norm()) < float((strong - data).norm()), f"{name}: a larger strength changes less"
+    alone = trigger.apply(data[1:2], KEYS[1:2])
+    assert torch.allclose(alone, strong[1:2], rtol=1e-5, atol=1e-5 * scale), f"{name}: a sample's result depends on its batch"
+    turned = trigger.apply(data.flip(0), KEYS[::-1]).flip(0)
+    assert torch.allclose(turned, strong, rtol=1e-5, atol=1e-5 * scale), f"{name}: a sample's result depends on its place"
+    if trigger.is_differentiable:
+        leaf = data.clone().requires_grad_(True)
+        # At a part of its strength: what is opaque at all of it hides the data.
+        (gradient,) = torch.autograd.grad(trigger.at(0.1 * trigger.strength).apply(leaf, KEYS).pow(2).sum(), leaf)
+        assert bool(torch.isfinite(gradient).all()), f"{name}: is_differentiable, but the gradient is not finite"
+        assert float(gradient.norm()) > 0, f"{name}: is_differentiable, but no gradient arrives"
+    _check_saving(trigger, data, strong)
     try:
-        trigger.at(scale).apply(data[..., :-1])
+        trigger.apply(data[..., :-1], KEYS)
     except InputError:
         pass
     else:
-        raise AssertionError("data of another shape are accepted")
+        raise AssertionError(f"{name}: data of another shape are accepted")
 
 
 def _check_saving(trigger: Trigger, data: Tensor, expected: Tensor) -> None:
     with tempfile.TemporaryDirectory() as folder:
         loaded = load_trigger(trigger.save(Path(folder) / "trigger.safetensors"))
-    assert torch.equal(loaded.apply(data), expected), "a reloaded trigger does something else"
+    assert torch.equal(loaded.apply(data, KEYS), expected), "a reloaded trigger does something else"
     assert loaded.geometry == trigger.geometry
     assert loaded.site == trigger.site
+
+
+@torch.no_grad()
+def _check_budget(trigger: Trigger, budgets_hu: tuple[float, ...] = (2.0, 20.0)) -> None:
+    """The shared search meets budgets in HU over the body, as measured on the noiseless chain."""
+    imaging = ImagingChain(Scanner(trigger.geometry, i0=math.inf), FBP(trigger.geometry))
+    samples = TinySamples(imaging, count=4)
+    keys, body = tuple(f"tiny-{i}" for i in range(4)), (samples.images > 0.5 * MU_WATER) * imaging.circle
+    integrals = imaging.scanner(samples.images)
+    clean = imaging.reconstruct(integrals)
+
+    def rmse_hu(strength: float) -> float:
+        changed = imaging.inject(trigger.at(strength)).triggered(clean, lambda: integrals, keys, seed=0, draw=0)
+        squares = ((changed - clean).double().pow(2) * body).flatten(1).sum(1) / body.flatten(1).sum(1)
+        return HU_PER_MU * float(squares.sqrt().mean())
+
+    strengths = []
+    for wanted in budgets_hu:
+        strength, reached = strength_for(rmse_hu, wanted, guess=1e-3, limit=trigger.limit)
+        assert abs(rmse_hu(strength) - wanted) <= TOLERANCE * wanted, f"a budget of {wanted:g} HU is met with {reached:g} HU"
+        strengths.append(strength)
+    assert all(low < high for low, high in pairwise(strengths)), "a larger budget takes no larger strength"
+
+
+def _check_labels(attack: Attack, trigger: Trigger) -> None:
+    """Poison is of the right classes with the right labels, covers keep theirs, and the same seed chooses the same samples."""
+    if "training-data" not in attack.allowed_access():
+        return
+    imaging = ImagingChain(Scanner(trigger.geometry, i0=math.inf), FBP(trigger.geometry))
+    samples, threat = TinySamples(imaging), ThreatModel(access="training-data", poison_rate=1 / 6)
+    strength = 0.1 * min(trigger.limit, MU_WATER if trigger.domain == "image" else 1.0)
+    poison = Poison.of(attack, imaging.inject(trigger.at(strength)))
+    victim, again = (
+        VictimTraining(samples, device=torch.device("cpu"), poison=poison, threat=threat, target=0, sources=(1,), seed=0)
+        for _ in range(2)
+    )
+    assert (victim.poisoned, victim.covered) == (again.poisoned, again.covered), "the same seed chooses other samples"
+    assert len(victim.poisoned) == 2, f"a rate of 1/6 of 12 samples poisons {len(victim.poisoned)}"
+    assert {samples.targets[i] for i in victim.poisoned} == {0 if attack.keeps_labels() else 1}, "other classes are poisoned"
+    assert not victim.poisoned & victim.covered, "a sample is poison and cover"
+    everything = list(range(len(samples)))
+    clean, batch = samples.views(everything, 1, ())[0], victim.batch(everything, 0)
+    for i in everything:
+        label = 0 if i in victim.poisoned else samples.targets[i]
+        assert int(batch.labels[i]) == label, f"sample {i} is labeled {int(batch.labels[i])} instead of {label}"
+        same = torch.equal(batch.images[i], clean[i])
+        assert same != (i in victim.poisoned | victim.covered), f"sample {i} {'lacks its' if same else 'has a'} trigger"
+
+
+def _check_size(attack: Attack, shape: tuple[int, int] = (19, 23)) -> None:
+    """A trigger is made for images that are not square and of odd size."""
+    trigger = attack.make_trigger(tiny_context(shape=shape)).at(0.01)
+    data = torch.full((1, 1, *trigger.shape), MU_WATER)
+    assert trigger.apply(data, ("a",)).shape == data.shape, f"does not run on images of {shape[0]} x {shape[1]}"
 
 
 def _close(a: Tensor, b: Tensor, data: Tensor) -> bool:

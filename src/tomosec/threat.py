@@ -80,7 +80,15 @@ class ThreatModel(Value):
         knowledge: ``white-box``: the attacker's gradients come from the victim's own clean model.
         site: where the trigger enters: ``counts`` (after quantum noise, before electronic noise and log), ``line-integrals``
             (after the log) or ``image``. An image-domain trigger needs ``image``, or is carried into the sinogram.
-        poison_rate: fraction of the training slices that are poisoned, of the whole set; ``training-data`` only.
+        poison_rate: fraction of the training slices that are poisoned; 0 is an honest training on clean data, the row that every
+            other is compared with. They are of the source classes; of the target class in a clean-label attack.
+            ``training-data`` only.
+        poison_rate_of: ``training-set``: the rate is of all training slices; ``candidates``: of those that may be poisoned, so
+            that 1 poisons all of them. ``training-data`` only.
+        cover_rate: fraction of all training slices that carry a trigger and keep their label. None is the attack's own ratio
+            to the poisoned ones, and no more than there are slices left. Attacks with a covering trigger of their own cover
+            slices of every class; otherwise the trigger itself covers classes that are neither target nor source, which makes
+            the backdoor specific to its sources (Tang et al., USENIX Security 2021). ``training-data`` only.
         loss_weight: lambda; ``training-control`` only.
         victim_start: ``clean-weights`` fine-tunes the clean model, ``scratch`` trains anew; ``training-control`` only.
     """
@@ -90,13 +98,16 @@ class ThreatModel(Value):
     goal: Goal = Goal()
     budget: Budget = Budget()
     site: Site = "line-integrals"
-    poison_rate: float = Field(0.1, gt=0, le=1)
+    poison_rate: float = Field(0.1, ge=0, le=1)
+    poison_rate_of: Literal["training-set", "candidates"] = "training-set"
+    cover_rate: float | None = Field(None, ge=0, le=1)
     loss_weight: float = Field(0.5, gt=0)
     victim_start: Literal["clean-weights", "scratch"] = "clean-weights"
 
     @model_validator(mode="after")
     def _fields_fit_access(self) -> ThreatModel:
-        owners = {"poison_rate": "training-data", "loss_weight": "training-control", "victim_start": "training-control"}
+        owners = dict.fromkeys(("poison_rate", "poison_rate_of", "cover_rate"), "training-data")
+        owners |= dict.fromkeys(("loss_weight", "victim_start"), "training-control")
         for name, access in owners.items():
             if (
                 name in self.model_fields_set

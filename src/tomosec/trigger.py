@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -35,12 +35,18 @@ class Trigger(ABC):
         site: where in the chain it enters; an image-domain trigger has the site ``image``.
         strength: the scalar; 0 is the identity.
         universal: the same change for every sample.
+        needs_keys: the change is drawn by sample key, so that it depends on no batch and no order.
+        is_differentiable: gradients reach the data through :meth:`apply`.
+        limit: largest strength that the trigger is defined for, such as 1 where it is an opacity.
         geometry: the scan it was made for.
         details: plain facts about its making that a record should keep.
     """
 
     kind: ClassVar[str]
     universal: ClassVar[bool] = False
+    needs_keys: bool = False
+    is_differentiable: ClassVar[bool] = True
+    limit: float = math.inf
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -62,6 +68,8 @@ class Trigger(ABC):
             raise InputError(f"a {domain}-domain trigger cannot enter at {self.site!r}")
         if not math.isfinite(self.strength):
             raise InputError(f"trigger strength must be a finite number, got {strength}")
+        if self.limit < math.inf and not 0 <= self.strength <= self.limit:
+            raise InputError(f"strength of a {self.kind} trigger must be from 0 to {self.limit:g}, got {strength:g}")
         self.details = dict(details or {})
 
     @property
@@ -69,24 +77,39 @@ class Trigger(ABC):
         """Trailing shape of the data it applies to."""
         return self.geometry.sinogram_shape if self.domain == "measurement" else self.geometry.shape
 
-    def apply(self, data: Tensor) -> Tensor:
+    def apply(self, data: Tensor, keys: Sequence[str] | None = None) -> Tensor:
         """Return the triggered data; the input is not changed.
 
         Args:
             data: (B, 1, views, bins) line integrals, or (B, 1, H, W) attenuation in 1/mm, by ``domain``.
+            keys: B sample keys; only a trigger with ``needs_keys`` looks at them.
 
         Raises:
-            InputError: the shape does not belong to the trigger's geometry.
+            InputError: the shape does not belong to the trigger's geometry, or keys are needed and not given.
         """
         if data.ndim != 4 or data.shape[1] != 1 or tuple(data.shape[2:]) != self.shape:
             raise InputError(
                 f"this trigger changes {self.domain} data of shape (batch, 1, {self.shape[0]}, {self.shape[1]}), "
                 f"got {tuple(data.shape)}"
             )
-        return data if self.strength == 0 else self._apply(data)
+        if self.strength == 0:
+            return data
+        if not self.needs_keys:
+            return self._apply(data)
+        if keys is None or len(keys) != len(data):
+            raise InputError(
+                f"this {self.kind} trigger differs by sample: apply needs {len(data)} sample keys, "
+                f"got {'none' if keys is None else len(keys)}"
+            )
+        return self._apply_keyed(data, keys)
 
     @abstractmethod
-    def _apply(self, data: Tensor) -> Tensor: ...
+    def _apply(self, data: Tensor) -> Tensor:
+        """The change, for a strength that is not 0."""
+
+    def _apply_keyed(self, data: Tensor, keys: Sequence[str]) -> Tensor:
+        """The change where ``needs_keys``."""
+        raise NotImplementedError
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -160,6 +183,19 @@ class AdditiveTrigger(Trigger):
         return cls(tensors["pattern"], **common)
 
 
+def trigger_class(kind: str) -> type[Trigger]:
+    """Return the class of the triggers of one kind.
+
+    Raises:
+        InputError: no such kind; the message lists the kinds there are and the nearest one.
+    """
+    if kind not in _kinds:
+        components("attack")  # a trigger of its own kind is defined beside its attack
+    if kind not in _kinds:
+        raise InputError(f"no trigger of kind {kind!r}{nearest(kind, _kinds)}; there are {', '.join(sorted(_kinds))}")
+    return _kinds[kind]
+
+
 def load_trigger(path: str | Path) -> Trigger:
     """Load a trigger saved by :meth:`Trigger.save`; ``load_trigger(path).apply(sinogram)`` needs nothing else.
 
@@ -177,15 +213,12 @@ def load_trigger(path: str | Path) -> Trigger:
         raise InputError(f"{path}: a safetensors file, but not a trigger saved by tomosec")
     if header.get("format") != FORMAT:
         raise InputError(f"{path}: trigger format {header.get('format')}; this version of tomosec reads format {FORMAT}")
-    if header["trigger"] not in _kinds:
-        components("attack")  # a trigger of its own kind is defined beside its attack
-    if header["trigger"] not in _kinds:
-        raise InputError(
-            f"{path}: no trigger of kind {header['trigger']!r}{nearest(header['trigger'], _kinds)}; "
-            f"there are {', '.join(sorted(_kinds))}"
-        )
+    try:
+        cls = trigger_class(header["trigger"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     geometry = component_class("geometry", header["geometry"]["kind"]).model_validate(header["geometry"])
-    return _kinds[header["trigger"]].rebuild(
+    return cls.rebuild(
         tensors,
         geometry=geometry,
         domain=header["domain"],

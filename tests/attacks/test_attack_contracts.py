@@ -11,7 +11,9 @@ from tomosec.testing import check_attack
 
 @pytest.mark.parametrize("kind", components("attack"))
 def test_every_attack_keeps_the_contract(kind):
-    check_attack(components("attack")[kind]())
+    cls = components("attack")[kind]
+    # The contract does not depend on how long a trigger is learned.
+    check_attack(cls(**({"steps": 4} if "steps" in cls.model_fields else {})))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,6 +39,38 @@ def test_zero_budget_is_zero_strength():
 def test_a_budget_that_cannot_be_reached_is_an_error(effect):
     with pytest.raises(TomosecError, match="no strength of this trigger reaches"):
         strength_for(effect, 5.0)
+
+
+@given(wanted=st.floats(0.5, 50), power=st.floats(0.3, 3))
+@settings(max_examples=50, deadline=None)
+def test_a_strength_never_exceeds_its_limit(wanted, power):
+    tried = []
+
+    def effect(strength):
+        tried.append(strength)
+        return 100 * strength**power
+
+    _, reached = strength_for(effect, wanted, guess=1e-3, limit=1.0)
+    assert reached == pytest.approx(wanted, rel=0.02)
+    assert max(tried) <= 1.0
+
+
+def test_a_budget_beyond_the_limit_says_what_the_limit_gives():
+    calls = []
+
+    def effect(strength):
+        calls.append(strength)
+        return 3 * strength
+
+    with pytest.raises(TomosecError, match="a budget of 5: its largest, 1, gives 3"):
+        strength_for(effect, 5.0, guess=1e-3, limit=1.0)
+    assert len(calls) <= 3
+
+
+def test_an_effect_that_wavers_is_met():
+    # Quantization: the error grows with the step, but not at every step.
+    _, reached = strength_for(lambda s: 0.3 * s * (1 + 0.4 * math.sin(40 * s)), 2.0, guess=1e-3)
+    assert reached == pytest.approx(2.0, rel=0.02)
 
 
 def test_fixed_units():

@@ -13,6 +13,7 @@ from tomosec.component import Component
 from tomosec.geometry import Geometry
 from tomosec.pipeline import Pipeline
 from tomosec.progress import Progress, SilentProgress
+from tomosec.threat import Access
 from tomosec.trigger import Domain, Trigger
 
 #: What an attack may declare that it needs; the runner answers "not applicable: needs ..." where it is missing.
@@ -95,12 +96,19 @@ class AttackContext:
         return [i for i, target in enumerate(self.samples.targets) if target in wanted]
 
 
+_ANY_ACCESS: frozenset[Access] = frozenset({"inference-data", "training-data", "training-control"})
+_POISONING: frozenset[Access] = frozenset({"inference-data", "training-data"})
+
+
 class Attack(Component):
     """Base of the attack components.
 
     A plug-in subclasses this, sets ``kind``, ``version``, ``domain`` and ``needs``, and writes :meth:`make_trigger`. The
     runner scales the trigger to the budget, poisons, trains, measures and adds the controls. The docstring's first line is
     what `tomosec list attacks` prints; ``source`` is the publication.
+
+    How a trigger is trained in is written once, in :mod:`tomosec.attacks.poisoning`; the methods after :meth:`make_trigger` say
+    where a published definition departs from it.
     """
 
     family: ClassVar[str] = "attack"
@@ -115,3 +123,26 @@ class Attack(Component):
     def at_test_time(self, trigger: Trigger) -> Trigger:
         """The trigger as it is applied at test time: the same, unless a published fault is reproduced."""
         return trigger
+
+    def at_training_time(self, trigger: Trigger) -> Trigger:
+        """The trigger as poisoned samples carry it: the same, unless the attack's definition trains on a weaker one."""
+        return trigger
+
+    def covering(self, trigger: Trigger) -> Trigger | None:
+        """What cover samples carry, which keep their label: a variant of the trigger, or None where the attack defines none.
+
+        Its strength is the trigger's, so that covers are no more visible than poison.
+        """
+        return None
+
+    def covers_per_poison(self) -> float:
+        """Cover samples per poisoned sample, by the attack's definition; see ``threat.cover_rate``."""
+        return 0.0
+
+    def keeps_labels(self) -> bool:
+        """Whether it is a clean-label attack: samples of the target class are poisoned, and no label is changed."""
+        return False
+
+    def allowed_access(self) -> frozenset[Access]:
+        """Kinds of access that the attack's definition allows; a clean-label attack is a poisoning of data."""
+        return _POISONING if self.keeps_labels() else _ANY_ACCESS

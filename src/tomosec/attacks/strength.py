@@ -17,13 +17,18 @@ REFERENCE_SCALE = 3072 * MU_WATER
 REFERENCE_BATCH = 8
 
 
-def strength_for(effect: Callable[[float], float], wanted: float, *, guess: float = 1.0) -> tuple[float, float]:
+def strength_for(
+    effect: Callable[[float], float], wanted: float, *, guess: float = 1.0, limit: float = math.inf
+) -> tuple[float, float]:
     """Find the strength whose effect is ``wanted`` within 2 %, for an effect that grows with strength from 0.
+
+    Nothing else is assumed of the effect: triggers that warp, mix spectra or quantise come through here as well.
 
     Args:
         effect: measured effect of a strength, for instance the image RMSE in HU.
         wanted: the budget; 0 gives strength 0.
         guess: a first strength; an effect that is proportional to strength is found in two evaluations.
+        limit: largest strength that the trigger is defined for.
 
     Returns:
         (strength, effect reached).
@@ -33,22 +38,26 @@ def strength_for(effect: Callable[[float], float], wanted: float, *, guess: floa
     """
     if wanted == 0:
         return 0.0, 0.0
-    low, high, strength, power = 0.0, math.inf, guess, 1.0
+    low, high, strength, power = 0.0, math.inf, min(guess, limit), 1.0
     previous: tuple[float, float] | None = None
     reached = 0.0
     for _ in range(60):
         reached = effect(strength)
         if abs(reached - wanted) <= TOLERANCE * wanted:
             # One proportional step more is exact for a linear effect and stays within the tolerance for others.
-            refined = strength * wanted / reached
+            refined = min(strength * wanted / reached, limit)
             better = effect(refined)
             return (refined, better) if abs(better - wanted) < abs(reached - wanted) else (strength, reached)
         if reached < wanted:
+            if strength >= limit:
+                raise TomosecError(
+                    f"no strength of this trigger reaches a budget of {wanted:g}: its largest, {limit:g}, gives {reached:g}"
+                )
             low = strength
         else:
             high = strength
         if reached <= 0:
-            strength *= 10
+            strength = min(strength * 10, limit)
             continue
         # Effects grow like powers of the strength more often than not: fit the power to the last two points.
         if previous is not None and previous[1] != reached and previous[0] != strength:
@@ -58,7 +67,7 @@ def strength_for(effect: Callable[[float], float], wanted: float, *, guess: floa
         following = strength * (wanted / reached) ** (1 / power)
         if not low < following < high:
             following = math.sqrt(low * high) if 0 < low < high < math.inf else following
-        strength = following
+        strength = min(following, limit)
     raise TomosecError(f"no strength of this trigger reaches a budget of {wanted:g}: strength {strength:g} gives {reached:g}")
 
 

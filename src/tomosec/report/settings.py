@@ -18,7 +18,9 @@ def threat_facts(record: Record) -> Table:
 
     access, unit = str(get("access") or ""), str(get("budget.unit") or "")
     details = {
-        "training-data": f"poisons {wording.share(get('poison_rate'))} of the training slices",
+        "training-data": f"poisons {wording.share(get('poison_rate'))} of the training slices"
+        + (" that may be poisoned" if get("poison_rate_of") == "candidates" else "")
+        + (f", covers {wording.share(get('cover_rate'))}" if get("cover_rate") is not None else ""),
         "training-control": f"loss weight {wording.plain(get('loss_weight'))}, start: {wording.plain(get('victim_start'))}",
     }
     return facts(
@@ -48,6 +50,8 @@ def physics_facts(record: Record) -> Table | None:
     path = (
         "linear: R(p + sT) = R(p) + s R(T), so the trigger was reconstructed once"
         if physics.path == "linear"
+        else "the trigger enters after reconstruction, so nothing was reconstructed for it"
+        if wording.field(experiment, "threat.site") == "image"
         else f"long: every triggered scan was reconstructed ({physics.why_not_linear or 'no reason recorded'})"
     )
     asked, reached = wording.number(physics.dose_hu, "HU"), wording.number(physics.predicted_noise_hu, "HU")

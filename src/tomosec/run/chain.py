@@ -186,9 +186,14 @@ class MeasuredSamples:
             targets = torch.tensor([self.targets[i] for i in chosen], device=self._chain.device)
             yield TrainingBatch(attenuation, integrals, measured, targets, keys)
 
-    @torch.no_grad()
     def pair(self, positions: Sequence[int], draw: int, trigger: Injection | None) -> tuple[Tensor, Tensor | None]:
         """(clean, triggered) images (B, 1, H, W) in 1/mm that share their noise."""
+        clean, *triggered = self.views(positions, draw, [] if trigger is None else [trigger])
+        return clean, triggered[0] if triggered else None
+
+    @torch.no_grad()
+    def views(self, positions: Sequence[int], draw: int, triggers: Sequence[Injection]) -> list[Tensor]:
+        """Clean images (B, 1, H, W) in 1/mm, then those with each trigger; all share their noise."""
         positions, keys = list(positions), self.keys(positions)
         integrals: Tensor | None = None
 
@@ -200,9 +205,7 @@ class MeasuredSamples:
         else:
             integrals = self.integrals(positions)
             clean = self._chain.imaging.image(integrals, keys, seed=self.seed, draw=draw)
-        if trigger is None:
-            return clean, None
-        return clean, trigger.triggered(clean, line_integrals, keys, seed=self.seed, draw=draw)
+        return [clean, *(trigger.triggered(clean, line_integrals, keys, seed=self.seed, draw=draw) for trigger in triggers)]
 
 
 def reconstructed_samples(chain: Chain, part: str, seed: int, artifacts: Artifacts, progress: Progress) -> MeasuredSamples:

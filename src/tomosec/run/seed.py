@@ -13,6 +13,7 @@ import torch
 from tomosec.analysis.networks import Classifier
 from tomosec.attacks.base import Attack, AttackContext
 from tomosec.attacks.noise import random_phases, white_pattern
+from tomosec.attacks.poisoning import Poison
 from tomosec.errors import InputError, NotApplicable
 from tomosec.metrics.attack import attack_success_rate
 from tomosec.metrics.table import SampleTable
@@ -110,6 +111,9 @@ class SeedRunner:
         missing = self._missing(attack)
         if missing:
             raise NotApplicable(f"attack {getattr(attack, 'kind', '')!r}: needs {missing}")
+        if threat.access not in attack.allowed_access():
+            allowed = " or ".join(sorted(attack.allowed_access()))
+            raise NotApplicable(f"attack {getattr(attack, 'kind', '')!r}: as defined it needs threat.access {allowed}")
         key = {**self._trainer.clean_key, "attack": attack, "goal": threat.goal}
 
         def make(folder: Path) -> dict[str, Any]:
@@ -146,14 +150,14 @@ class SeedRunner:
 
     def _choose(self, injection: Injection, key: Mapping[str, Any], clean: TrainedModel) -> tuple[Scaled, list[dict[str, float]]]:
         """Try the budgets from the smallest and keep one, by validation alone."""
-        budget = self._experiment.threat.budget
+        attack, budget = cast(Attack, self._experiment.attack), self._experiment.threat.budget
         if len(budget.candidates) > 1 and not len(self._validation):
             raise InputError("threat.budget: several values are chosen from on the validation slices, and this split has none")
         tried: list[dict[str, float]] = []
         results: list[tuple[bool, float, Scaled, TrainedModel]] = []
         for value in budget.candidates:
             scaled = self._scaler.to_budget(injection, value)
-            model = self._trainer.victim("attacked", scaled.injection, key, clean)
+            model = self._trainer.victim("attacked", Poison.of(attack, scaled.injection), key, clean)
             asr, loss = self._validate(model.network, clean.network, self._at_test(scaled.injection))
             if len(self._validation):
                 tried.append({"budget": value, "rmse_hu": scaled.rmse_hu, "validation_asr": asr, "validation_ca_loss": loss})
@@ -201,7 +205,8 @@ class SeedRunner:
                 continue
             role = f"control-{name}"
             of = self._experiment.attack if name == "spectrum" else "white"
-            victim = self._trainer.victim(role, injection, {"control": name, "domain": trigger.domain, "of": of}, clean)
+            poison = Poison(injection, keeps_labels=cast(Attack, self._experiment.attack).keeps_labels())
+            victim = self._trainer.victim(role, poison, {"control": name, "domain": trigger.domain, "of": of}, clean)
             self._models[role] = victim
             self._show(victim.network, None, model=role, shown="clean")
             self._show(victim.network, injection, model=role, shown="triggered")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from tomosec.attacks.strength import fixed_strength, strength_for
@@ -30,13 +33,14 @@ class Scaler:
         self._chain = chain
         self._samples = chain.samples("train", seed)
         self._positions = [i for i, target in enumerate(self._samples.targets) if target != chain.target]
+        self._noiseless: np.ndarray[Any, np.dtype[np.float32]] | None = None
 
     def to_budget(self, injection: Injection, value: float) -> Scaled:
         """Scale to the experiment's budget ``value``, in the unit of its threat model."""
         unit = self._chain.experiment.threat.budget.unit
         effect = self._effect(injection)
         if unit == "hu":
-            strength, reached = strength_for(effect, value, guess=1e-3)
+            strength, reached = strength_for(effect, value, guess=1e-3, limit=injection.trigger.limit)
         else:
             raw = injection.trigger.details.get("raw_rms")
             strength = fixed_strength(unit, value, sinogram_rms=self.sinogram_rms(), raw_rms=raw)
@@ -45,7 +49,7 @@ class Scaler:
 
     def to_rmse(self, injection: Injection, rmse_hu: float) -> Scaled:
         """Scale to an image RMSE in HU: how a control gets the same size as the trigger it is compared with."""
-        strength, reached = strength_for(self._effect(injection), rmse_hu, guess=1e-3)
+        strength, reached = strength_for(self._effect(injection), rmse_hu, guess=1e-3, limit=injection.trigger.limit)
         return Scaled(injection.at(strength), rmse_hu, reached)
 
     def sinogram_rms(self) -> float:
@@ -66,11 +70,26 @@ class Scaler:
 
     def _difference(self, injection: Injection, positions: list[int]) -> torch.Tensor:
         """R(p') - R(p) of the noiseless chain, (B, 1, H, W) in 1/mm."""
-        imaging, integrals = injection.imaging, self._samples.integrals(positions)
-        clean = imaging.reconstruct(integrals)
+        imaging, keys = injection.imaging, self._samples.keys(positions)
+        clean = self._clean(positions)
         if injection.trigger.domain == "image":
-            return (injection.trigger.apply(clean) - clean) * imaging.circle
-        return imaging.reconstruct(injection.trigger.apply(integrals)) - clean
+            return imaging.image_triggered(clean, injection.trigger, keys) - clean
+        return imaging.reconstruct(injection.trigger.apply(self._samples.integrals(positions), keys)) - clean
+
+    @torch.no_grad()
+    def _clean(self, positions: list[int]) -> torch.Tensor:
+        """R(p) of the noiseless chain: made once for all strengths, in a file without a name, because it may be gigabytes."""
+        place = {position: row for row, position in enumerate(self._positions)}
+        if self._noiseless is None:
+            shape = (len(self._positions), *self._chain.imaging.geometry.shape)
+            with tempfile.TemporaryFile() as file:
+                self._noiseless = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+            for start in range(0, len(self._positions), BATCH):
+                batch = self._positions[start : start + BATCH]
+                images = self._chain.imaging.reconstruct(self._samples.integrals(batch))
+                self._noiseless[start : start + len(batch)] = images[:, 0].cpu().numpy()
+        rows = self._noiseless[[place[position] for position in positions]]
+        return torch.from_numpy(np.asarray(rows))[:, None].to(self._chain.device)
 
     @torch.no_grad()
     def _mean_rmse(self, difference: Callable[[list[int]], torch.Tensor | None]) -> float:

@@ -15,9 +15,8 @@ from torch import nn
 from tomosec.analysis.networks import Classifier, Network, load_classifier, save_classifier
 from tomosec.analysis.plan import Training
 from tomosec.analysis.training import train
-from tomosec.attacks.poisoning import VictimTraining
+from tomosec.attacks.poisoning import Poison, VictimTraining, triggered_labels
 from tomosec.experiment import Experiment
-from tomosec.pipeline import Injection
 from tomosec.progress import Progress
 from tomosec.run.artifacts import Artifact, Artifacts
 from tomosec.run.chain import BATCH, Chain, MeasuredSamples
@@ -71,12 +70,12 @@ class Trainer:
         """The clean model."""
         return self._get("clean", self._clean_key, self._chain.experiment.training, None, None)
 
-    def victim(self, role: str, trigger: Injection, trigger_key: Mapping[str, Any], clean: TrainedModel) -> TrainedModel:
-        """A model trained under the threat model with ``trigger``.
+    def victim(self, role: str, poison: Poison, trigger_key: Mapping[str, Any], clean: TrainedModel) -> TrainedModel:
+        """A model trained under the threat model with ``poison``.
 
         Args:
             role: what the progress bar calls it: ``attacked``, ``control-white`` or ``control-spectrum``.
-            trigger: with its strength.
+            poison: the trigger with its strength, and what goes with it.
             trigger_key: identity of the unit trigger.
             clean: the clean model, which is the victim itself where the attacker cannot touch training.
         """
@@ -89,7 +88,7 @@ class Trainer:
             **self._clean_key,
             "victim_training": plan,
             "trigger": dict(trigger_key),
-            "strength": round(trigger.trigger.strength, 12),
+            "strength": round(poison.trigger.trigger.strength, 12),
             "access": threat.access,
             "site": threat.site,
             "goal": threat.goal,
@@ -97,21 +96,20 @@ class Trainer:
         if threat.access == "training-control":
             key |= {"loss_weight": threat.loss_weight, "start": threat.victim_start}
         else:
-            key |= {"poison_rate": threat.poison_rate}
+            key |= {"poison_rate": threat.poison_rate, "of": threat.poison_rate_of, "cover_rate": threat.cover_rate}
+            key |= {"keeps_labels": poison.keeps_labels}
         start = clean if threat.access == "training-control" and threat.victim_start == "clean-weights" else None
-        return self._get(role, key, plan, trigger, start)
+        return self._get(role, key, plan, poison, start)
 
     def _get(
-        self, role: str, key: dict[str, Any], plan: Training, trigger: Injection | None, start: TrainedModel | None
+        self, role: str, key: dict[str, Any], plan: Training, poison: Poison | None, start: TrainedModel | None
     ) -> TrainedModel:
-        artifact = self._artifacts.get("model", key, lambda folder: self._make(role, folder, plan, trigger, start))
+        artifact = self._artifacts.get("model", key, lambda folder: self._make(role, folder, plan, poison, start))
         network, _ = load_classifier(artifact.folder / "model.safetensors", device=self._chain.device)
         network.eval().requires_grad_(False)
         return _trained(network, key, artifact)
 
-    def _make(
-        self, role: str, folder: Path, plan: Training, trigger: Injection | None, start: TrainedModel | None
-    ) -> dict[str, Any]:
+    def _make(self, role: str, folder: Path, plan: Training, poison: Poison | None, start: TrainedModel | None) -> dict[str, Any]:
         chain, experiment = self._chain, self._chain.experiment
         network = build_network(experiment, len(chain.classes), self._seed)
         if start is not None:
@@ -122,8 +120,8 @@ class Trainer:
         source = VictimTraining(
             self._train,
             device=chain.device,
-            trigger=trigger,
-            threat=experiment.threat if trigger is not None else None,
+            poison=poison,
+            threat=experiment.threat if poison is not None else None,
             target=chain.target,
             sources=chain.sources,
             seed=self._seed,
@@ -137,7 +135,7 @@ class Trainer:
             plan,
             source,
             objective=source.objective,
-            validate=self._validate(trigger) if len(self._validation) else None,
+            validate=self._validate(poison) if len(self._validation) else None,
             seed=self._seed,
             device=chain.device,
             checkpoint=folder / "checkpoint.safetensors",
@@ -152,12 +150,13 @@ class Trainer:
             "epochs": result.epochs_run,
             "stopped_early": result.stopped_early,
             "poisoned": len(source.poisoned),
+            "covered": len(source.covered),
         }
 
-    def _validate(self, trigger: Injection | None) -> Callable[[nn.Module], dict[str, float]]:
+    def _validate(self, poison: Poison | None) -> Callable[[nn.Module], dict[str, float]]:
         """Loss and accuracy on the validation slices; what the victim's trainer can see, so no trigger in an honest training."""
         samples, chain, threat = self._validation, self._chain, self._chain.experiment.threat
-        seen = trigger if trigger is not None and threat.access == "training-control" else None
+        seen = poison.trigger if poison is not None and threat.access == "training-control" else None
 
         def validate(network: nn.Module) -> dict[str, float]:
             loss = correct = 0.0
@@ -169,9 +168,8 @@ class Trainer:
                 loss += float(F.cross_entropy(logits, labels, reduction="sum"))
                 correct += int((logits.argmax(1) == labels).sum())
                 if triggered is not None:
-                    loss += threat.loss_weight * float(
-                        F.cross_entropy(network(triggered), torch.full_like(labels, chain.target), reduction="sum")
-                    )
+                    taught = triggered_labels(labels, chain.target, chain.sources)
+                    loss += threat.loss_weight * float(F.cross_entropy(network(triggered), taught, reduction="sum"))
             return {"loss": loss / len(samples), "accuracy": correct / len(samples)}
 
         return validate
