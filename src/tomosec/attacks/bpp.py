@@ -73,7 +73,7 @@ class QuantizingTrigger(Trigger):
 
 @nb.njit(cache=True, nogil=True)
 def diffuse_error(image, step):  # type: ignore[no-untyped-def]
-    """Quantise (H, W) in place to multiples of ``step``; 7/16 of an error goes right, 3, 5 and 1 to the row below."""
+    """Quantize (H, W) in place to multiples of ``step``; 7/16 of an error goes right, 3, 5 and 1 to the row below."""
     rows, columns = image.shape
     for i in range(rows):
         for j in range(columns):

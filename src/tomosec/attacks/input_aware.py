@@ -22,7 +22,7 @@ CROSS_TRIGGERS = 8
 
 
 class InputAware(Attack):
-    """A learned pattern and mask for each image, x' = (1 - a M(x)) x + a M(x) P(x), useless on any other image.
+    """A learned pattern and mask for each image, x' = (1 - a M(x)) x + a M(x) P(x), meant for no other image.
 
     As in the paper, the mask M is trained first, on lambda_div times the diversity loss + lambda_norm times its excess over the
     density, and frozen. The paper then trains the pattern P together with the classifier; here it is trained against the frozen

@@ -22,7 +22,7 @@ def strength_for(
 ) -> tuple[float, float]:
     """Find the strength whose effect is ``wanted`` within 2 %, for an effect that grows with strength from 0.
 
-    Nothing else is assumed of the effect: triggers that warp, mix spectra or quantise come through here as well.
+    Nothing else is assumed of the effect: triggers that warp, mix spectra or quantize come through here as well.
 
     Args:
         effect: measured effect of a strength, for instance the image RMSE in HU.
