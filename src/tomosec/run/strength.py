@@ -67,10 +67,10 @@ class Scaler:
     def _difference(self, injection: Injection, positions: list[int]) -> torch.Tensor:
         """R(p') - R(p) of the noiseless chain, (B, 1, H, W) in 1/mm."""
         imaging, integrals = injection.imaging, self._samples.integrals(positions)
-        clean = imaging.reconstruct(integrals)
+        clean = imaging.reconstruct(imaging.noiseless_integrals(integrals))
         if injection.trigger.domain == "image":
             return (injection.trigger.apply(clean) - clean) * imaging.circle
-        return imaging.reconstruct(injection.trigger.apply(integrals)) - clean
+        return imaging.reconstruct(imaging.noiseless_integrals(integrals, injection.trigger)) - clean
 
     @torch.no_grad()
     def _mean_rmse(self, difference: Callable[[list[int]], torch.Tensor | None]) -> float:
