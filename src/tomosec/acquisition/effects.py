@@ -56,7 +56,7 @@ class TubeCurrent:
             thin.
             ``attenuation``: proportional to A**strength, A being the factor by which the view's most attenuated ray is
             weakened. For one ray a view, and noise that only photons make, strength 1/2 gives the least noise for the charge
-            (Gies, Kalender, Wolf and Suess, Med. Phys. 26:2235, 1999).
+            (Gies et al., Med. Phys. 26:2235, 1999).
         strength: depth of the sinusoid, or exponent of the attenuation.
     """
 

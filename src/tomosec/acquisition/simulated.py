@@ -227,7 +227,7 @@ class SimulatedAcquisition(CalibratedAcquisition):
 
 
 class RealisticAcquisition(CalibratedAcquisition):
-    """Everything that disturbs a scan, at sizes that are usual or plausible; docs/acquisition.md gives the source of each.
+    """Everything that disturbs a scan, at usual or plausible sizes (docs/acquisition.md has the sources).
 
     The fields are those of ``simulated``; only their defaults differ.
     """
