@@ -168,6 +168,9 @@ def test_readings_are_steps_of_the_converter_and_the_error_is_uniform():
     assert float(error.abs().max()) < 8.01
     assert within(float(error.var()), 16**2 / 12, 16**2 / 12 * math.sqrt(0.8 / error.numel()))  # kurtosis 1.8
     assert within(float(error.mean()), 0, 16 / math.sqrt(12 * error.numel()))
+    rough = Scanner(tiny_geometry(), i0=2e4, electronic_noise=5.0, adc_step=100.0)  # its rounding is a quarter of the variance
+    noise = rough.measure(line, keys(100), seed=0, draw=0).double().std()
+    assert within(float(noise / rough.noise_sd(line[:1]).mean()), 1, 1 / math.sqrt(2 * error.numel()) + 0.002)
 
 
 # Beam hardening.
@@ -291,6 +294,16 @@ def test_jitter_has_the_moments_it_claims_and_is_new_in_every_view_and_scan():
     assert within(float(np.std(turned)), 0.003, 0.003 / math.sqrt(2 * n))
 
 
+def test_a_draw_of_jitter_is_named_by_seed_key_and_number_alone():
+    scanner, line = Scanner(tiny_geometry(), i0=math.inf, jitter=Jitter(0.003, 2.0)), body().double()
+    found = {
+        name: scanner.measure(line, [name[0]], seed=name[1], draw=name[2]).numpy().tobytes()
+        for name in (("a", 0, 0), ("b", 0, 0), ("a", 1, 0), ("a", 0, 1))
+    }
+    assert len(set(found.values())) == 4
+    assert scanner.measure(line, ["a"], seed=0, draw=0).numpy().tobytes() == found["a", 0, 0]
+
+
 def test_the_two_jitters_do_not_change_each_other():
     both, alone = Jitter(0.003, 2.0), Jitter(0.0, 2.0)
     assert np.array_equal(both.displacements(COARSE, 1, "a")[1], alone.displacements(COARSE, 1, "a")[1])
@@ -330,9 +343,14 @@ def test_every_scan_of_a_scanner_has_the_same_bad_bins():
     assert constant(1, seed=0, draw=0)[0] != first
 
 
-def test_dead_bins_read_the_floor_and_hot_ones_air_whatever_the_trigger():
+def test_dead_bins_read_the_floor_and_hot_ones_air_whatever_the_current_or_the_trigger():
     defects = BadBins((3,), (10,), corrected=False)
     scanner = Scanner(tiny_geometry(), i0=1e4, bad_bins=defects, floor=2.0)
+    modulated = Scanner(tiny_geometry(), i0=1e4, bad_bins=defects, floor=2.0, tube_current=TubeCurrent("sinusoidal", 0.5))
+    current = 1 - 0.5 * np.cos(2 * tiny_geometry().view_angles)
+    for read in (modulated.measure(body(), ["a"], seed=0, draw=0), modulated.read(body())):
+        assert read[0, 0, :, 3].numpy() == pytest.approx(np.log(1e4 * current / 2), rel=1e-6)
+        assert read[..., 10].numpy() == pytest.approx(0, abs=1e-7)
     for read in (
         scanner.measure(body(), ["a"], seed=0, draw=0, counts_change=torch.full((1, 1, VIEWS, BINS), 0.5)),
         scanner.read(body()),
