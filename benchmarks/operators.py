@@ -271,6 +271,8 @@ def plot(tables: dict[str, dict[str, list[float]]], path: Path, where: str) -> N
         axes.tick_params(labelsize=7)
         axes.grid(axis="x", alpha=0.3)
     left.set_xscale("log")
+    left.set_xticks(ticks := [40, 60, 100, 200, 400], labels=map(str, ticks))
+    left.minorticks_off()
     right.axvline(1, color="black", linewidth=0.8)
     figure.suptitle(where, fontsize=8)
     figure.savefig(path, dpi=130)

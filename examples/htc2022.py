@@ -69,7 +69,7 @@ def main() -> None:
                 noise = float((again - scan.line_integrals[view]).std() / math.sqrt(2))
                 print(f"{scan.key}: view {view} was measured twice; noise of a line integral {noise:.4f}")
         figure.colorbar(drawn, ax=list(row), label="attenuation in 1/mm", shrink=0.8)
-    figure.savefig(args.out, dpi=150)
+    figure.savefig(args.out, dpi=110)
     print(f"saved: {args.out}")
 
 

@@ -567,3 +567,43 @@ def test_demo_writes_its_report_beside_the_runs(
     assert "Next:" in said
     assert (out / "report.html").is_file()
     assert main(["status", str(out)]) == 0
+
+
+def test_check_operators_measures_a_scan_of_each_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    from tomosec.operators.check import usual_scans
+
+    assert main(["check", "operators"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"CPU kernels: .*(compiled|loaded).* in \d+\.\d s", said)
+    assert all(name in said for name in usual_scans())
+    assert "The operators work here." in said
+
+
+def test_check_operators_names_what_fails(
+    monkeypatch: pytest.MonkeyPatch, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tomosec.operators import cpu
+
+    right = cpu.project
+    monkeypatch.setattr(cpu, "project", lambda image, geometry: right(image, geometry) * 1.01)
+    assert main(["check", "operators", str(tiny)]) == 1
+    said = capsys.readouterr().out
+    assert f"FAILED: {tiny}, cpu: P, fast path against reference, float32 is 0.01, and 1e-05 is the limit" in said
+    assert "The operators do not work here" in said
+
+
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import warnings
+
+    from tomosec.cli.browsing import List
+    from tomosec.errors import TruncationWarning
+
+    def warn(self: List) -> int:
+        warnings.warn("too wide", TruncationWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(List, "run", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["list", "attacks"]) == 0
+    assert capsys.readouterr().err == "tomosec: warning: too wide\n"

@@ -46,7 +46,7 @@ def test_the_example_with_measured_data_draws_a_full_scan(tmp_path):
     folder.mkdir()
     write_v5(folder / "disc.mat", CtDataFull=htc_scan(np.vstack([disc, disc[:1]]), np.linspace(0, 360, 91)))
     (path,) = (path for path in EXAMPLES if path.stem == "htc2022")
-    said = run(path, folder, "--arcs", "--out", "seen.png", cwd=tmp_path)
+    said = run(path, folder, "--arcs", "90", "30", "--out", "seen.png", cwd=tmp_path)
     assert "saved: seen.png" in said
     assert "noise of a line integral 0.0000" in said  # the second measurement is the first one here
     picture = imread(tmp_path / "seen.png")

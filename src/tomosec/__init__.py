@@ -14,10 +14,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tomosec.data.htc2022 import read_htc2022
+    from tomosec.data.measured import Measurement
     from tomosec.errors import InputError, NotApplicable, TomosecError
     from tomosec.experiment import Experiment, load_recipe
     from tomosec.geometry import FanBeam, ParallelBeam
-    from tomosec.operators import Projector
+    from tomosec.operators import Backprojector, Projector
     from tomosec.pipeline import ImagingChain, Pipeline
     from tomosec.reconstruction.fbp import FBP
     from tomosec.record import Record, Store
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
 __all__ = [
     "FBP",
     "AdditiveTrigger",
+    "Backprojector",
     "Budget",
     "Experiment",
     "FanBeam",
     "Goal",
     "ImagingChain",
     "InputError",
+    "Measurement",
     "NotApplicable",
     "ParallelBeam",
     "Pipeline",
@@ -50,18 +54,21 @@ __all__ = [
     "build_report",
     "load_recipe",
     "load_trigger",
+    "read_htc2022",
     "run",
 ]
 
 _HOME = {
     "FBP": "tomosec.reconstruction.fbp",
     "AdditiveTrigger": "tomosec.trigger",
+    "Backprojector": "tomosec.operators",
     "Budget": "tomosec.threat",
     "Experiment": "tomosec.experiment",
     "FanBeam": "tomosec.geometry",
     "Goal": "tomosec.threat",
     "ImagingChain": "tomosec.pipeline",
     "InputError": "tomosec.errors",
+    "Measurement": "tomosec.data.measured",
     "NotApplicable": "tomosec.errors",
     "ParallelBeam": "tomosec.geometry",
     "Pipeline": "tomosec.pipeline",
@@ -74,6 +81,7 @@ _HOME = {
     "build_report": "tomosec.report.build",
     "load_recipe": "tomosec.experiment",
     "load_trigger": "tomosec.trigger",
+    "read_htc2022": "tomosec.data.htc2022",
 }
 
 

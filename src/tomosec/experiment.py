@@ -22,7 +22,7 @@ from tomosec.errors import InputError, nearest
 from tomosec.threat import ThreatModel
 
 #: Raised when a change outside any one component moves the numbers (noise, metrics, the order of operations).
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 
 #: More is a typing error; a list of them would not even fit in memory.
 MOST_SEEDS = 1000

@@ -194,3 +194,9 @@ def test_concurrent_callers_do_not_disturb_each_other():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_kernels_are_made_ready_once_and_say_what_it_took():
+    first = cpu.prepare(np.dtype(np.float32))
+    assert first.seconds > 0
+    assert cpu.prepare(np.dtype(np.float32)) is first

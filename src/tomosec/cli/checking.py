@@ -214,10 +214,10 @@ class CheckOperators(Verb):
         from tomosec.operators.check import check_operators, usual_scans
         from tomosec.operators.cpu import prepare
 
+        scans: dict[str, Any] = usual_scans() if self.recipe is None else {self.recipe: _first_experiment(self.recipe).geometry}
         ready = [prepare(np.dtype(kind)) for kind in (np.float32, np.float64)]
         how = "compiled, and kept for the next process" if any(one.compiled for one in ready) else "found compiled, and loaded"
         say(f"CPU kernels: {how}, in {sum(one.seconds for one in ready):.1f} s; {torch.get_num_threads()} threads")
-        scans: dict[str, Any] = usual_scans() if self.recipe is None else {self.recipe: _first_experiment(self.recipe).geometry}
         devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         found = {
             (name, device): check_operators(geometry, quick=not self.full, device=device)

@@ -15,7 +15,7 @@ Window = Literal["ram-lak", "shepp-logan", "cosine", "hamming", "hann"]
 
 # Values that are filtered at once. Memory that is used again costs less than new memory; but every block waits some times for
 # all threads, which is slow where other programs hold the cores, so blocks are few.
-_BLOCK = 1 << 22
+_BLOCK = 1 << 21
 
 
 def ramp_taps(count: int, window: Window = "ram-lak") -> Floats:
