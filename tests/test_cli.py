@@ -165,6 +165,7 @@ def test_version(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["check", "data", "nowhere"], "nowhere: no such folder"),
         (["check", "dose", "nowhere"], "no such file or bundled recipe"),
         (["check", "dose", "--draws", "1"], "2 or more"),
+        (["check", "dose", "--set", "acquisition.kind=realstic"], "did you mean 'realistic'"),
     ],
 )
 def test_bad_input_is_2_and_says_what_is_wrong(
@@ -176,6 +177,14 @@ def test_bad_input_is_2_and_says_what_is_wrong(
     assert message in shown(said.err.replace("│", " "))
     assert "Traceback" not in said.err
     assert not list(tmp_path.iterdir()), "bad input leaves nothing behind"
+
+
+def test_the_doses_of_a_realistic_scanner_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["acquisition.kind=realistic", "acquisition.dose=35.0", "geometry.views=60"]
+    assert main(["check", "dose", *(word for change in changes for word in ("--set", change))]) == 0
+    said = shown(capsys.readouterr().out)
+    for dose in ("ideal 0 ", "standard 25 ", "low 50 ", "ultra-low 100 ", "35.0 35 "):
+        assert dose in said
 
 
 def test_an_output_folder_of_something_else_is_left_alone(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tomosec.acquisition import Scanner
+from tomosec.acquisition import BeamHardening, RealisticAcquisition, Scanner
+from tomosec.acquisition.simulated import Calibration
 from tomosec.attacks.noise import white_pattern
 from tomosec.errors import InputError
 from tomosec.geometry import FanBeam
@@ -27,9 +28,15 @@ def _trigger(site="line-integrals", strength=0.01):
     )
 
 
+def _realistic_chain(dtype=torch.float32):
+    geometry = tiny_geometry()
+    return ImagingChain(RealisticAcquisition().build(Calibration(1e5, 25.0, 25.0), geometry), FBP(geometry)).to(dtype)
+
+
+@pytest.mark.parametrize("chain", [_chain, _realistic_chain])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-5), (torch.float32, 1e-4)])
-def test_the_linear_path_equals_the_long_way(dtype, bound):
-    imaging = _chain(dtype)
+def test_the_linear_path_equals_the_long_way(dtype, bound, chain):
+    imaging = chain(dtype)
     images = TinySamples(_chain(), count=6).images.to(dtype)
     keys = [str(i) for i in range(6)]
     integrals = imaging.scanner(images)
@@ -55,6 +62,43 @@ def test_the_long_way_runs_where_the_trigger_enters_before_the_log():
     expected = linear.triggered(clean, lambda: integrals, keys, seed=0, draw=0)
     # Readout noise is the only difference at this dose.
     assert 0 < float((triggered - expected).norm() / (expected - clean).norm()) < 0.2
+
+
+def test_every_effect_of_a_realistic_scan_is_before_the_default_site_and_after_the_counts():
+    imaging, keys = _realistic_chain(), ["a", "b"]
+    integrals = imaging.scanner(TinySamples(imaging, count=2).images)
+    clean = imaging.image(integrals, keys, seed=0, draw=0)
+    short = imaging.inject(_trigger())
+    assert short.why_not_linear == ""
+    long_way = imaging.image(integrals, keys, seed=0, draw=0, trigger=_trigger()) - clean
+    found = short.triggered(clean, lambda: pytest.fail("scanned again"), keys, seed=0, draw=0) - clean
+    assert float((long_way - found).norm()) <= 1e-4 * float(long_way.norm())
+
+    counts = imaging.inject(_trigger(site="counts"))
+    assert counts.effect is None
+    for stage in ("dead and hot bins", "electronic noise", "quantization", "the photon floor", "the log", "the water correction"):
+        assert stage in counts.why_not_linear
+    triggered = counts.triggered(clean, lambda: integrals, keys, seed=0, draw=0) - clean
+    assert float((triggered - found).norm()) > 0.01 * float(found.norm())  # far more than rounding: adding would be wrong
+
+
+def test_without_noise_a_trigger_of_the_counts_is_amplified_by_the_water_correction():
+    geometry, line = tiny_geometry(), torch.full((1, 1, 32, 28), 3.0, dtype=torch.float64)
+    hardening = BeamHardening((-0.02, 0.001), corrected=True)
+    imaging = ImagingChain(Scanner(geometry, i0=1e5, hardening=hardening), FBP(geometry))
+    clean = imaging.noiseless_integrals(line)
+    assert torch.allclose(clean, line, rtol=1e-12)
+    pattern = _trigger(strength=1e-5).apply(line) - line
+    for site, slope in (("counts", 1 - 0.04 * 3 + 0.003 * 9), ("line-integrals", 1.0)):
+        change = imaging.noiseless_integrals(line, _trigger(site=site, strength=1e-5)) - clean
+        assert float((change * slope - pattern).norm()) < 1e-4 * float(pattern.norm())
+
+
+def test_where_nothing_changes_the_reading_both_sites_are_the_same_without_noise():
+    imaging, line = _chain(), torch.rand(1, 1, 32, 28, generator=torch.Generator().manual_seed(0))
+    assert imaging.noiseless_integrals(line) is line
+    for site in ("counts", "line-integrals"):
+        assert torch.equal(imaging.noiseless_integrals(line, _trigger(site=site)), _trigger().apply(line))
 
 
 def test_a_trigger_that_differs_between_samples_is_not_linear():

@@ -89,7 +89,7 @@ class ImagingChain(nn.Module):
         if trigger.domain == "image":
             return ""
         if trigger.site != "line-integrals":
-            return f"the trigger enters at {trigger.site}, before the log"
+            return f"the trigger enters at {trigger.site}, before {self.scanner.after_counts}"
         if not self.reconstructor.is_linear:
             return "the reconstruction is not linear"
         return ""
@@ -114,6 +114,16 @@ class ImagingChain(nn.Module):
             return self.scanner.measure(integrals, keys, seed=seed, draw=draw, counts_change=change)
         measured = self.scanner.measure(integrals, keys, seed=seed, draw=draw)
         return trigger.apply(measured, keys) if trigger is not None and trigger.domain == "measurement" else measured
+
+    def noiseless_integrals(
+        self, integrals: Tensor, trigger: Trigger | None = None, keys: Sequence[str] | None = None
+    ) -> Tensor:
+        """As :meth:`measure_integrals`, of a scan without noise and jitter: beam hardening, bad bins and corrections alone."""
+        if trigger is None or trigger.domain == "image":
+            return self.scanner.read(integrals)
+        if trigger.site == "counts" and not self.scanner.is_transparent:
+            return self.scanner.read(integrals, trigger.apply(integrals, keys) - integrals)
+        return trigger.apply(self.scanner.read(integrals), keys)
 
     def inject(self, trigger: Trigger) -> Injection:
         """Prepare a trigger for use on this chain: the linear path where it holds, the long way where not."""

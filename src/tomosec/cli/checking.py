@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from tomosec.cli.console import say, show_table
 from tomosec.cli.running import Verb
@@ -32,8 +33,6 @@ OPTIONAL = {
 }
 #: JPEG lossless, first-order prediction: what low-dose chest CT is usually compressed with.
 JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
-#: A dose is met when its noise is within this fraction of what it promises.
-DOSE_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,17 +166,20 @@ class CheckDose(Verb):
     """Whose geometry and acquisition to use."""
     draws: Annotated[int, arg(metavar="N")] = 32
     """Scans per dose."""
+    overrides: Annotated[tuple[str, ...], arg(name="set", metavar="A.B=C"), UseAppendAction] = ()
+    """Change a field of the recipe, such as --set acquisition.kind=realistic."""
 
     def run(self) -> int:
         """Print the noise that each dose reaches; 1 where one misses by more than 5 %."""
         if self.draws < 2:
             raise InputError(f"--draws {self.draws}: an interval needs 2 or more")
-        from tomosec.acquisition import DOSES, SimulatedAcquisition, check_dose
+        from tomosec.acquisition.dose import DOSE_TOLERANCE, DOSES, check_dose
+        from tomosec.acquisition.simulated import CalibratedAcquisition
         from tomosec.reconstruction.fbp import FBP
 
-        experiment = _first_experiment(self.recipe)
+        experiment = _first_experiment(self.recipe, self.overrides)
         acquisition, geometry = experiment.acquisition, cast(Any, experiment.geometry)
-        if not isinstance(acquisition, SimulatedAcquisition):
+        if not isinstance(acquisition, CalibratedAcquisition):
             raise InputError(f"{self.recipe}: its acquisition simulates no dose, so there is none to check")
         fbp, rows, missed = FBP(geometry, window="ram-lak"), [], []
         doses = list(DOSES) + ([acquisition.dose] if acquisition.dose not in DOSES else [])
@@ -272,7 +274,7 @@ def _show_scans(found: dict[tuple[str, str], list[Check]]) -> None:
     show_table(columns, rows, title="P, Pᵀ, B, Bᵀ: relative differences; milliseconds an image, fastest to slowest of the four")
 
 
-def _first_experiment(recipe: str) -> Experiment:
-    from tomosec.experiment import load_recipe
+def _first_experiment(recipe: str, overrides: Sequence[str] = ()) -> Experiment:
+    from tomosec.experiment import load_recipe, parse_overrides
 
-    return load_recipe(recipe).experiments()[0]
+    return load_recipe(recipe).experiments(overrides=parse_overrides(overrides))[0]

@@ -69,6 +69,7 @@ def physics_facts(record: Record) -> Table | None:
             ("Noise", noise if physics.dose_hu > 0 else "none"),
             ("Photons per bin, I₀", wording.number(physics.i0) if physics.i0 is not None else "infinite (no noise)"),
             ("Rays set to the photon floor", wording.share(physics.floored_fraction)),
+            ("Acquisition", wording.plain(experiment.get("acquisition"))),
             ("Reconstruction", wording.plain(experiment.get("reconstruction"))),
             ("Path of computation", path),
         ],

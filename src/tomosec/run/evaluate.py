@@ -68,8 +68,9 @@ def stealth(chain: Chain, samples: MeasuredSamples, positions: Sequence[int], tr
         if trigger.trigger.domain == "measurement":
             integrals = samples.integrals(batch)
             noise = chain.imaging.scanner.noise_sd(integrals) if chain.imaging.scanner.is_noisy else None
-            change = trigger.trigger.apply(integrals, samples.keys(batch)) - integrals
-            found |= {f"sinogram_{name}": column for name, column in sinogram_stealth(change, noise, integrals).items()}
+            clean_integrals = chain.imaging.noiseless_integrals(integrals)
+            change = chain.imaging.noiseless_integrals(integrals, trigger.trigger, samples.keys(batch)) - clean_integrals
+            found |= {f"sinogram_{name}": column for name, column in sinogram_stealth(change, noise, clean_integrals).items()}
         for name, column in found.items():
             values.setdefault(name, []).extend(column.tolist())
     patients = [samples.entries[i].patient for i in positions]

@@ -74,7 +74,8 @@ class Scaler:
         clean = self._clean(positions)
         if injection.trigger.domain == "image":
             return imaging.image_triggered(clean, injection.trigger, keys) - clean
-        return imaging.reconstruct(injection.trigger.apply(self._samples.integrals(positions), keys)) - clean
+        triggered = imaging.noiseless_integrals(self._samples.integrals(positions), injection.trigger, keys)
+        return imaging.reconstruct(triggered) - clean
 
     @torch.no_grad()
     def _clean(self, positions: list[int]) -> torch.Tensor:
@@ -86,7 +87,8 @@ class Scaler:
                 self._noiseless = np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
             for start in range(0, len(self._positions), BATCH):
                 batch = self._positions[start : start + BATCH]
-                images = self._chain.imaging.reconstruct(self._samples.integrals(batch))
+                imaging = self._chain.imaging
+                images = imaging.reconstruct(imaging.noiseless_integrals(self._samples.integrals(batch)))
                 self._noiseless[start : start + len(batch)] = images[:, 0].cpu().numpy()
         rows = self._noiseless[[place[position] for position in positions]]
         return torch.from_numpy(np.asarray(rows))[:, None].to(self._chain.device)
