@@ -137,6 +137,7 @@ class TVReconstructor(Reconstructor):
     ) -> Tensor:
         """As :meth:`forward`, with ray weights of one's own; ``watch`` is called with the image after each step."""
         check_sinogram(sinogram, self.geometry, "tv")
+        image: Tensor
         weights = self.ray_weights(sinogram) if weights is None else weights
         A, root = self._projector, (weights / self.curvature).sqrt()  # the data term is half the square of root (A x − p)
         rows, columns = root * self._rows.to(sinogram), A.T.unchecked(root.contiguous())
