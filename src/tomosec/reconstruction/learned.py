@@ -77,8 +77,8 @@ class LearnedReconstruction(Reconstruction):
         epochs: passes over the training slices.
         batch_size: slices per step of AdamW, whose weight decay is 0.
         learning_rate: of the first step; it falls to 0 over a cosine.
-        seed: names initial weights, order and training noise. The reconstruction is part of the scanner, so it has a seed of
-            its own, as the split has: it is the same for all seeds of an experiment.
+        seed: names initial weights and order, and in an experiment the training noise. The reconstruction is part of the
+            scanner, so it has a seed of its own, as the split has: it is the same for all seeds of an experiment.
     """
 
     is_learned: ClassVar[bool] = True
@@ -95,11 +95,6 @@ class LearnedReconstruction(Reconstruction):
             InputError: this reconstruction cannot serve this geometry, with the reason.
         """
         raise NotImplementedError
-
-    @property
-    def noise_seed(self) -> int:
-        """Names the noise of the training scans, which is not that of any seed of an experiment."""
-        return torch_seed(self.seed, "reconstruction-training")
 
     def fit(self, context: FitContext) -> Fitted:
         """Train on the context's scans; an interrupted training continues from the checkpoint, bit for bit.
