@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -13,21 +12,39 @@ from torch import Tensor
 from tomosec.errors import InputError
 from tomosec.geometry import Geometry
 from tomosec.reconstruction.base import Reconstruction
-from tomosec.reconstruction.tv import TVReconstructor
-
-_MOST = 30.0  # largest logarithm of a weight: beyond it a ray is exact, and its weight would overflow
+from tomosec.reconstruction.tv import UNSEEN, TVReconstructor
 
 
 class PWLSTVReconstructor(TVReconstructor):
-    """As :class:`tomosec.reconstruction.tv.TVReconstructor` with w_i = mean(σ²) / σ_i² for the variances σ² of the rays.
+    """As :class:`tomosec.reconstruction.tv.TVReconstructor` with weights w_i = c / σ_i² for the variances σ² of the rays.
 
-    The mean runs over the rays of the sample, so that only ratios of the variances count and λ keeps its scale; it is no
-    normalization of the data. The weights depend on the data too, and the gradient includes that.
+    The factor c of a sample is such that a pixel in the scan circle sees the mean weight 1: the mean over those pixels j of
+    (Aᵀw)_j / (Aᵀ1)_j. So only ratios of the variances count, λ keeps the meaning that it has without weights, and rays that
+    say nothing (a dead bin) move nothing. The weights depend on the data too, and the gradient includes that.
     """
 
+    _columns: Tensor
+
+    def __init__(self, geometry: Geometry, *, strength_hu: float, iterations: int, nonnegative: bool) -> None:
+        super().__init__(geometry, strength_hu=strength_hu, iterations=iterations, nonnegative=nonnegative)
+        with torch.no_grad():
+            ones = torch.ones((1, 1, *geometry.sinogram_shape), dtype=torch.float64, device="cpu")
+            columns = self._projector.T.unchecked(ones)
+        self.register_buffer("_columns", columns, persistent=False)
+
     def ray_weights(self, sinogram: Tensor) -> Tensor:
-        """Weights of photon noise, whose variance is exp(p) / I0: mean(exp p) exp(−p), same shape as the sinogram."""
-        return _weights(sinogram)
+        """Weights of photon noise, whose variance is exp(p) / I0, so c exp(−p); same shape as the sinogram."""
+        return self._weights(sinogram)
+
+    def _weights(self, log_variance: Tensor) -> Tensor:
+        """The weights from the logarithm of the variance, up to a constant: the variance itself may overflow."""
+        least = log_variance.detach().flatten(1).min(1).values[:, None, None, None] if len(log_variance) else 0
+        weights = (least - log_variance).exp()
+        columns = self._columns.to(weights)
+        inside = self._circle & (columns > UNSEEN * columns.max())
+        seen = self._projector.T.unchecked(weights.contiguous()) / torch.where(inside, columns, 1)
+        mean = torch.where(inside, seen, 0).sum((1, 2, 3), keepdim=True) / inside.sum()
+        return weights / mean
 
     def forward(self, sinogram: Tensor, variance: Tensor | None = None) -> Tensor:
         """Reconstruct (B, 1, views, bins) → (B, 1, H, W) in 1/mm.
@@ -50,21 +67,16 @@ class PWLSTVReconstructor(TVReconstructor):
                 f"pwls-tv: the variance has shape {tuple(variance.shape)}, which does not fit a sinogram of shape "
                 f"{tuple(sinogram.shape)}"
             ) from error
-        return self.iterate(sinogram, weights=_weights(log))
-
-
-def _weights(log_variance: Tensor) -> Tensor:
-    """mean(v) / v of each sample, from the logarithm of v: the variance itself may overflow."""
-    mean = torch.logsumexp(log_variance, (1, 2, 3), keepdim=True) - math.log(log_variance[0].numel() if len(log_variance) else 1)
-    return (mean - log_variance).clamp(max=_MOST).exp()
+        return self.iterate(sinogram, weights=self._weights(log))
 
 
 class PWLSTotalVariation(Reconstruction):
     """Penalized weighted least squares with total variation (Sauer and Bouman, IEEE TSP 41:534, 1993, for the weights).
 
-    Rays through much tissue are noisy and count less: the weights are mean(exp p) exp(−p) of the measured line integrals, those
-    of photon noise, unless variances are given with the sinogram. Where counts are so few that p itself is mostly noise the
-    weights follow that noise, which pulls their average to small p. Cost and gradient as ``tv``.
+    Rays through much tissue are noisy and count less: the weights are proportional to exp(−p) of the measured line integrals,
+    those of photon noise, unless variances are given with the sinogram. Where counts are so few that p itself is mostly noise the
+    weights follow that noise, which pulls their average to small p. Cost and gradient as ``tv``, and one more
+    transposed projection.
 
     Attributes:
         strength_hu: λ, the contrast that is smoothed away, in HU.

@@ -2,7 +2,7 @@
 
 The objective, for one scan p with ray weights w, is
 
-    F(x) = 1/(2a) Σ_i w_i (A x − p)_i² + λ Σ_j |(∇x)_j|,    a = trace(AᵀA) / number of pixels in the scan circle,
+    F(x) = 1/(2a) Σ_i w_i (A x − p)_i² + λ Σ_j |(∇x)_j|,    a = mean of (AᵀA)_jj over the pixels j in the scan circle,
 
 with forward differences and the Euclidean norm of both components (isotropic). The scale a is the curvature that a single
 pixel has in the data term, so that λ, an attenuation, means the same as in denoising an image: noise and detail of about that
@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -22,12 +21,12 @@ from torch import Tensor
 from tomosec.geometry import Geometry
 from tomosec.hounsfield import HU_PER_MU
 from tomosec.operators.dispatch import Projector, check_sinogram
-from tomosec.randomness import generator
 from tomosec.reconstruction.base import Reconstruction, Reconstructor
 from tomosec.reconstruction.fbp import FBP
 
-_PROBES = 4  # of the trace; its relative error is about 1 % at 16 x 16 pixels and falls with the side
-_UNSEEN = 1e-9
+_PROBES = 32  # pixels, spread over the scan circle, that the mean curvature is taken over
+#: Sums of weights below this part of the largest are rounding, of rays and pixels that do not meet.
+UNSEEN = 1e-9
 
 
 def differences(image: Tensor) -> Tensor:
@@ -112,10 +111,12 @@ class TVReconstructor(Reconstructor):
         with torch.no_grad():
             ones = torch.ones((1, 1, *geometry.shape), dtype=torch.float64, device="cpu")
             self.register_buffer("_rows", self._projector.unchecked(ones), persistent=False)
-            signs = generator("tv-curvature").integers(0, 2, (_PROBES, 1, *geometry.shape)) * 2.0 - 1.0
-            probes = torch.from_numpy(np.asarray(signs * circle.numpy()))
+            inside = circle.flatten().nonzero()[:, 0]
+            chosen = inside[(torch.arange(_PROBES) * len(inside)) // _PROBES]
+            probes = torch.zeros((_PROBES, 1, circle.numel()), dtype=torch.float64, device="cpu")
+            probes[torch.arange(_PROBES), 0, chosen] = 1.0
             #: The scale a of the data term, mm².
-            self.curvature = float(self._projector.unchecked(probes).square().sum()) / (_PROBES * int(circle.sum()))
+            self.curvature = float(self._projector.unchecked(probes.view(-1, 1, *geometry.shape)).square().sum()) / _PROBES
 
     def ray_weights(self, sinogram: Tensor) -> Tensor:
         """Weights w of the rays, broadcastable to the sinogram: all 1."""
@@ -141,7 +142,7 @@ class TVReconstructor(Reconstructor):
         weights = self.ray_weights(sinogram) if weights is None else weights
         A, root = self._projector, (weights / self.curvature).sqrt()  # the data term is half the square of root (A x − p)
         rows, columns = root * self._rows.to(sinogram), A.T.unchecked(root.contiguous())
-        seen = rows > _UNSEEN * rows.amax((2, 3), keepdim=True)
+        seen = rows > UNSEEN * rows.amax((2, 3), keepdim=True)
         ray_step = torch.where(seen, 1 / torch.where(seen, rows, 1), 0)
         pixel_step = 1 / (columns + 4)  # 4: the entries of a column of the differences; a row has 2
         target = root * sinogram
