@@ -79,15 +79,16 @@ class PWLSTotalVariation(Reconstruction):
     transposed projection.
 
     Attributes:
-        strength_hu: λ, the contrast that is smoothed away, in HU.
-        iterations: steps.
+        strength_hu: λ, the contrast that is smoothed away, in HU where a pixel sees the mean weight 1. The middle of a body
+            sees less and is smoothed more, so that a fifth of what suits ``tv`` is a good start.
+        iterations: steps; uneven weights need more of them than ``tv`` does.
         nonnegative: constrain attenuation to 0 and above.
     """
 
     kind: Literal["pwls-tv"] = "pwls-tv"
     version: Literal[1] = 1
-    strength_hu: Annotated[float, Field(gt=0)] = 5.0
-    iterations: Annotated[int, Field(ge=1, le=10_000)] = 40
+    strength_hu: Annotated[float, Field(gt=0)] = 3.0
+    iterations: Annotated[int, Field(ge=1, le=10_000)] = 100
     nonnegative: bool = False
 
     def build(
