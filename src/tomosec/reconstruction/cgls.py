@@ -19,8 +19,8 @@ class CGLSReconstructor(Reconstructor):
     """A fixed number of CGLS steps from zero; see :func:`tomosec.reconstruction.iterative.cgls`.
 
     Not linear: its step lengths are quotients of the data, so R(p + q) is not R(p) + R(q); only R(cp) = c R(p) holds. The
-    gradient is that of the unrolled steps: it takes as many applications of A and A.T as the image did, and keeps about four
-    images and four sinograms a step in memory, half of them in float64.
+    gradient is that of the unrolled steps: it takes as many applications of A and A.T as the image did, and keeps about
+    nine images and five sinograms of float32 a step in memory, because inner products are taken in float64.
 
     Args:
         geometry: The scan.

@@ -20,8 +20,8 @@ class SARTReconstructor(Reconstructor):
     """A fixed number of SART steps from an image of zeros; see :func:`tomosec.reconstruction.iterative.sart_step`.
 
     Every step is linear in the sinogram, so the whole is, unless negative values are cut off. The gradient is that of the
-    unrolled steps: it takes as many applications of A and A.T as the image did, and keeps nothing in memory but one mask of
-    the image a step where negative values are cut off.
+    unrolled steps: it takes as many applications of A and A.T as the image did, and keeps nothing in memory, but one image a
+    step where negative values are cut off.
 
     Args:
         geometry: The scan.

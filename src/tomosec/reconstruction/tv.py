@@ -83,7 +83,7 @@ class TVReconstructor(Reconstructor):
 
     Chambolle and Pock (J. Math. Imaging Vis. 40:120, 2011) with the diagonal step lengths of Pock and Chambolle (ICCV 2011),
     which need no operator norm. The gradient is that of the unrolled steps: it takes as many applications of A and A.T as the
-    image did and keeps about eight images a step in memory, with weights also two sinograms.
+    image did and keeps four images a step in memory; where weights follow from the data, five images and four sinograms.
 
     Args:
         geometry: The scan.
@@ -145,11 +145,11 @@ class TVReconstructor(Reconstructor):
         seen = rows > UNSEEN * rows.amax((2, 3), keepdim=True)
         ray_step = torch.where(seen, 1 / torch.where(seen, rows, 1), 0)
         pixel_step = 1 / (columns + 4)  # 4: the entries of a column of the differences; a row has 2
-        target = root * sinogram
+        target, damping = root * sinogram, 1 + ray_step
         image = ahead = self._fbp(sinogram) * self._circle
         dual, edges = torch.zeros_like(sinogram), torch.zeros_like(differences(image))
         for _ in range(self.iterations):
-            dual = (dual + ray_step * (root * A.unchecked(ahead) - target)) / (1 + ray_step)
+            dual = (dual + ray_step * (root * A.unchecked(ahead) - target)) / damping
             edges = shorten(edges + differences(ahead) / 2, self.strength)
             before, image = image, image - pixel_step * (A.T.unchecked(root * dual) + differences_t(edges))
             if self.nonnegative:
