@@ -115,9 +115,7 @@ class ImagingChain(nn.Module):
         measured = self.scanner.measure(integrals, keys, seed=seed, draw=draw)
         return trigger.apply(measured, keys) if trigger is not None and trigger.domain == "measurement" else measured
 
-    def noiseless_integrals(
-        self, integrals: Tensor, trigger: Trigger | None = None, keys: Sequence[str] | None = None
-    ) -> Tensor:
+    def noiseless_integrals(self, integrals: Tensor, trigger: Trigger | None = None, keys: Sequence[str] | None = None) -> Tensor:
         """As :meth:`measure_integrals`, of a scan without noise and jitter: beam hardening, bad bins and corrections alone."""
         if trigger is None or trigger.domain == "image":
             return self.scanner.read(integrals)

@@ -79,6 +79,14 @@ KINDS = {
     "badnets": "BadNets, a patch in the image",
     "frozen-noise": "frozen random noise",
     "fbp": "filtered backprojection",
+    "sirt": "SIRT",
+    "os-sart": "OS-SART, algebraic steps over ordered subsets",
+    "cgls": "CGLS, conjugate gradients stopped early",
+    "tv": "total-variation minimization",
+    "pwls-tv": "weighted total-variation minimization (PWLS-TV)",
+    "fbpconvnet": "filtered backprojection and a trained U-Net (FBPConvNet)",
+    "red-cnn": "filtered backprojection and a trained RED-CNN",
+    "learned-primal-dual": "trained learned primal-dual reconstruction",
     "small-cnn": "a small convolutional network",
 }
 DOSES = {"ideal": "no noise", "standard": "standard dose", "low": "low dose", "ultra-low": "ultra-low dose"}

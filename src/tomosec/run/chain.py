@@ -27,7 +27,8 @@ from tomosec.progress import Progress
 from tomosec.reconstruction.base import Reconstruction
 from tomosec.reconstruction.fbp import FBP
 from tomosec.record import Store
-from tomosec.run.artifacts import Artifacts
+from tomosec.run.artifacts import Artifact, Artifacts
+from tomosec.run.reconstruct import fit_reconstruction
 
 #: Slices that are projected, measured and reconstructed together.
 BATCH = 32
@@ -40,6 +41,7 @@ class Chain:
     Attributes:
         key: what identifies everything in here; artifact keys start from it.
         target, sources: class indices of the attacker's goal.
+        reconstruction_fit: the training of the reconstruction, where it is a learned one.
     """
 
     experiment: Experiment
@@ -53,6 +55,7 @@ class Chain:
     sources: tuple[int, ...]
     device: torch.device
     key: dict[str, Any]
+    reconstruction_fit: Artifact | None
 
     def samples(self, part: str, seed: int) -> MeasuredSamples:
         """The slices of ``train``, ``validation`` or ``test``, with one seed's noise."""
@@ -85,7 +88,7 @@ def identify(experiment: Experiment, root: Path | None, store: Store) -> tuple[O
 def build_chain(
     experiment: Experiment, opened: OpenDataset, artifacts: Artifacts, progress: Progress, device: torch.device
 ) -> Chain:
-    """Prepare the data, cut the split, calibrate the dose and build scanner and reconstruction."""
+    """Prepare the data, cut the split, calibrate the dose, build scanner and reconstruction; train the latter if it learns."""
     geometry = cast(Geometry, experiment.geometry)
     manifest = opened.manifest_hash()
     grid = {"shape": list(geometry.shape), "pixel_mm": geometry.pixel_mm, "circle_mm": geometry.scan_radius_mm}
@@ -98,7 +101,6 @@ def build_chain(
     split = cast(Split, experiment.split).assign(prepared.entries)
     calibration = calibrate(experiment, artifacts, progress)
     scanner = cast(Acquisition, experiment.acquisition).build(calibration, geometry, device=device)
-    reconstructor = cast(Reconstruction, experiment.reconstruction).build(geometry, device=device)
     target, sources = experiment.threat.goal.indices(opened.classes)
     key = {
         "data": manifest,
@@ -107,6 +109,17 @@ def build_chain(
         "acquisition": experiment.acquisition,
         "reconstruction": experiment.reconstruction,
     }
+    reconstructor, fit = fit_reconstruction(
+        cast(Reconstruction, experiment.reconstruction),
+        geometry,
+        scanner,
+        prepared,
+        split,
+        key=key,
+        artifacts=artifacts,
+        progress=progress,
+        device=device,
+    )
     return Chain(
         experiment,
         manifest,
@@ -119,6 +132,7 @@ def build_chain(
         sources,
         device,
         key,
+        fit,
     )
 
 

@@ -228,6 +228,10 @@ class SeedRunner:
         made = [role for role, model in self._models.items() if model.made]
         seconds = {role: model.seconds for role, model in self._models.items()}
         passes = {role: model.gradient_passes for role, model in self._models.items()}
+        fit = self._chain.reconstruction_fit
+        if fit is not None:  # one training for all seeds, shown with each
+            seconds["reconstruction"], passes["reconstruction"] = fit.facts["seconds"], fit.facts["gradient_passes"]
+            made += ["reconstruction"] if fit.made else []
         trigger_bytes = 0
         if self._trigger_artifact is not None:
             facts = self._trigger_artifact.facts

@@ -1,0 +1,70 @@
+"""What a gradient through an unrolled reconstruction costs, as the docstrings state it: applications of A, and memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tomosec.component import components
+from tomosec.operators import dispatch
+from tomosec.testing import TinyPairs, tiny_geometry
+
+SCAN = tiny_geometry()
+SINOGRAM = TinyPairs(SCAN, 1).pair([0], 0)[0]
+IMAGE_BYTES, SINOGRAM_BYTES = 4 * SCAN.shape[0] * SCAN.shape[1], 4 * SCAN.views * SCAN.bins
+
+
+def build(kind, field, steps, **fields):
+    return components("reconstruction")[kind](**{field: steps}, **fields).build(SCAN)
+
+
+def bytes_kept(runtime):
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        runtime(SINOGRAM.clone().requires_grad_(True))
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "fields", "images", "sinograms"),
+    [
+        ("sirt", "iterations", {}, 0, 0),
+        ("sirt", "iterations", {"nonnegative": True}, 1, 0),
+        ("os-sart", "sweeps", {"subsets": 4}, 0, 0),
+        ("cgls", "steps", {}, 9, 5),
+        ("tv", "iterations", {}, 4, 0),
+        ("pwls-tv", "iterations", {}, 5, 4),
+    ],
+)
+def test_memory_of_a_step_is_what_the_docstring_says(kind, field, fields, images, sinograms):
+    found = (bytes_kept(build(kind, field, 14, **fields)) - bytes_kept(build(kind, field, 4, **fields))) / 10
+    assert found <= 1.05 * (images * IMAGE_BYTES + sinograms * SINOGRAM_BYTES)
+    assert found >= 0.9 * (images * IMAGE_BYTES + sinograms * SINOGRAM_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "extra"),
+    [("sirt", "iterations", 0), ("cgls", "steps", 1), ("tv", "iterations", 1), ("pwls-tv", "iterations", 2)],
+)
+def test_an_image_and_its_gradient_take_the_stated_applications(monkeypatch, kind, field, extra):
+    calls = []
+    for name, operator in list(dispatch._operators.items()):
+        monkeypatch.setitem(
+            dispatch._operators, name, lambda x, key, name=name, operator=operator: calls.append(name) or operator(x, key)
+        )
+    runtime = build(kind, field, 7)
+    calls.clear()
+    q = SINOGRAM.clone().requires_grad_(True)
+    image = runtime(q)
+    assert calls.count("project") == 7
+    assert calls.count("project_t") == 7 + extra
+    calls.clear()
+    torch.autograd.grad(image.square().sum(), q)
+    # The transposes of the very same, but that of the first projection, whose input was zero or did not depend on the data.
+    assert 6 <= calls.count("project_t") <= 7
+    assert 7 <= calls.count("project") <= 7 + extra
