@@ -27,6 +27,8 @@ OPTIONAL = {
     "monai": "networks resnet18 and densenet121",
     "python-gdcm": "compressed DICOM (the COVID low-dose set is JPEG lossless)",
     "torchmetrics": "cross-checks of the metrics",
+    "h5py": "HDF5: raw counts, MATLAB 7.3 files",
+    "nibabel": "dataset nifti-folder",
     "triton": "GPU operators",
     "astra-toolbox": "benchmarks against ASTRA",
 }
