@@ -117,7 +117,9 @@ class OpenMedMNIST(OpenDataset):
         shape, dtype = self._npz.header(images)
         if len(shape) != 3 or min(shape[1:]) < 2:
             kind = "color images or volumes" if len(shape) > 3 else "no images"
-            raise InputError(f"{path}: {images} has shape {shape}, which are {kind}; gray images (number, rows, columns) are read")
+            raise InputError(
+                f"{path}: {images} has shape {shape}, which are {kind}; gray images (number, rows, columns) are read"
+            )
         if dtype != np.uint8:
             raise InputError(f"{path}: {images} is {dtype}; MedMNIST images are uint8")
         values = self._npz.array(labels)
