@@ -105,8 +105,8 @@ class OpenMedMNIST(OpenDataset):
             ),
             Finding(
                 "warning",
-                f"8-bit images without HU and size: the window {window}{', 0 as air' if config.zero_is_air else ''} and pixels of "
-                f"{config.pixel_mm:g} mm are stated by the user, not by the file",
+                f"8-bit images without HU and size: the window {window}{', 0 as air' if config.zero_is_air else ''} and the pixel "
+                f"of {config.pixel_mm:g} mm are stated by the user, not by the file",
                 npz.path.name,
             ),
         )
@@ -117,9 +117,7 @@ class OpenMedMNIST(OpenDataset):
         shape, dtype = self._npz.header(images)
         if len(shape) != 3 or min(shape[1:]) < 2:
             kind = "color images or volumes" if len(shape) > 3 else "no images"
-            raise InputError(
-                f"{path}: {images} has shape {shape}, which are {kind}; gray images (number, rows, columns) are read"
-            )
+            raise InputError(f"{path}: {images} has shape {shape}, {kind}; gray images (number, rows, columns) are read")
         if dtype != np.uint8:
             raise InputError(f"{path}: {images} is {dtype}; MedMNIST images are uint8")
         values = self._npz.array(labels)

@@ -227,8 +227,8 @@ class OpenNiftiFolder(OpenDataset):
             low = float(self._plane(volume, volume.slices // 2).min())
             if low > _AIR_BELOW_HU:
                 raise InputError(
-                    f"{volume.path}: the smallest value of its middle slice is {low:g}; air is -1000 HU, so the values are not HU "
-                    "(check scl_slope and scl_inter)"
+                    f"{volume.path}: the smallest value of its middle slice is {low:g}; air is -1000 HU, so the values are not "
+                    "HU (check scl_slope and scl_inter)"
                 )
             self._checked.add(volume.path)
         hu = self._plane(volume, index)
