@@ -105,7 +105,7 @@ class OpenMedMNIST(OpenDataset):
             ),
             Finding(
                 "warning",
-                f"8-bit images without HU and size: the window {window}{', 0 as air' if config.zero_is_air else ''} and the pixel "
+                f"8-bit images without HU and size: the window {window}{', 0 as air' if config.zero_is_air else ''} and a pixel "
                 f"of {config.pixel_mm:g} mm are stated by the user, not by the file",
                 npz.path.name,
             ),
