@@ -5,12 +5,12 @@ curved detector, the angles and the central element that the files state.
 
 **Directions.** Seen from the patient table, the format's angle runs counter-clockwise from 12 o'clock, the source is at
 (−ρ sin φ, ρ cos φ), and column 1 is on the left while the detector is at 6 o'clock: tomosec's own frame. PatientPosition says how
-the patient lies in it, and images come out as for every other reader, row 0 anterior and column 0 on the patient's right: a patient
-feet first is seen from the head, so that left and right change places (the view angle is −φ and the columns are reversed).
+the patient lies in it, and images come out as from every other reader, row 0 anterior and column 0 on the patient's right: a
+patient feet first is seen from the head, so that left and right change places (view angle −φ, columns reversed).
 
-**What is not known from the format alone.** Positions are the format's z, (7031,1002); whether z grows towards the head is not
-settled by its definition and is left open. For GE, an audit of two scans against the scanner's own images found the central column to
-be one less than the number of columns minus the stated one (443.25 for 444.75 of 888); pass it as ``central_column``.
+**What the format alone leaves open.** Positions are the format's z, (7031,1002), whether or not it grows towards the head. For
+GE, a public audit of two scans against the scanner's own images found the central column to be the number of columns minus the
+stated one (443.25 for 444.75 of 888); nothing is changed here, pass it as ``central_column``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -88,8 +89,8 @@ class ProjectionScan:
             if not (np.all(feeds > 0) or np.all(feeds < 0)):
                 bad = int(np.argmin(feeds * np.sign(np.median(feeds) or 1)))
                 raise InputError(
-                    f"{views[bad + 1].path}: {name_of(AXIAL_POSITION)} is {self._z[bad + 1]:g} mm after {self._z[bad]:g} mm in a helical "
-                    "scan, whose table moves steadily in one direction"
+                    f"{views[bad + 1].path}: {name_of(AXIAL_POSITION)} is {self._z[bad + 1]:g} mm after {self._z[bad]:g} mm; the "
+                    "table of a helical scan moves steadily in one direction"
                 )
 
     def _require_steps(self) -> None:
@@ -166,7 +167,7 @@ def open_ct_pd(folder: str | Path) -> ProjectionScan:
     numbers = [view.number for view in views]
     if None not in numbers:
         views.sort(key=lambda view: view.number or 0)
-        twice = [view for before, view in zip(views, views[1:], strict=False) if before.number == view.number]
+        twice = [view for before, view in pairwise(views) if before.number == view.number]
         if twice:
             raise InputError(f"{twice[0].path}: InstanceNumber {twice[0].number} occurs twice; a folder holds one scan")
     else:
@@ -235,7 +236,8 @@ def read_ct_pd(
 
 def _sweep(scan: ProjectionScan, makers: Sequence[_SliceMaker]) -> Iterator[Measurement]:
     """Read each file once, hand it to the slices that it measures, and give out a slice when its last view was read."""
-    waiting, active = list(makers), []
+    waiting = list(makers)
+    active: list[_SliceMaker] = []
     index = 0
     while waiting or active:
         if not active:
@@ -269,7 +271,8 @@ class _SliceMaker:
         # The best start, not the first angle, which is rounded like all of them.
         self._start = float(self._angles[0] + deviation.mean())
         self._equal = bool(np.ptp(deviation) <= 2 * _STEP_TOLERANCE * abs(self._step))
-        shifts = [(view.angle_shift, view.radial_shift_mm) for view in self._views]
+        # Rounded to less than any effect, because stored numbers of one focal spot may differ in their last bits.
+        shifts = [(round(view.angle_shift, 6), round(view.radial_shift_mm, 3)) for view in self._views]
         self._spots = {shift: FocalSpot(detector, *shift) for shift in dict.fromkeys(shifts)}
         self._shifts = shifts
         self.geometry = self._make_geometry(shape, pixel_mm)
@@ -326,10 +329,10 @@ class _SliceMaker:
             fan, filled = fill_from_complements(self._detector, fan, self._step)
         missing = int(np.isnan(fan).sum())
         if missing:
+            height = self._detector.rows * self._detector.row_mm * self._detector.radius_mm / self._detector.distance_mm
             raise InputError(
-                f"{where}: {missing} of {fan.size} rays were measured from neither end; a turn moves the table by {scan.feed_mm:.4g} mm, "
-                f"and the {self._detector.rows} rows of the detector cover "
-                f"{self._detector.rows * self._detector.row_mm * self._detector.radius_mm / self._detector.distance_mm:.4g} mm at the axis"
+                f"{where}: {missing} of {fan.size} rays were measured from neither end; a turn moves the table by "
+                f"{scan.feed_mm:.4g} mm, and the {self._detector.rows} rows of the detector cover {height:.4g} mm at the axis"
             )
         photons = [view.photons for view in self._views]
         attributes: dict[str, str | float] = dict(scan.facts)
@@ -353,15 +356,15 @@ class _SliceMaker:
         if not (regular and len(self._shifts) % period == 0 and self._circle and self._equal):
             raise InputError(
                 f"{where}: {period} focal spots beside the detector's focal center (FlyingFocalSpotMode "
-                f"{self.scan.facts.get('FlyingFocalSpotMode', 'none')}); they are read where they take turns in equal steps around a "
-                "full circle"
+                f"{self.scan.facts.get('FlyingFocalSpotMode', 'none')}); they are read where they take turns in equal steps "
+                "around a full circle"
             )
         return period
 
 
 def _table_positions(z: NDArray[np.float64]) -> list[tuple[int, int]]:
     breaks = [0, *(np.flatnonzero(np.abs(np.diff(z)) > _SAME_POSITION_MM) + 1).tolist(), len(z)]
-    return list(zip(breaks[:-1], breaks[1:], strict=True))
+    return list(pairwise(breaks))
 
 
 def _require_equal(first: View, view: View) -> None:
@@ -372,6 +375,6 @@ def _require_equal(first: View, view: View) -> None:
     ):
         if one != other:
             raise InputError(
-                f"{view.path}: its {what} ({other}) differ from those of {first.path.name} ({one}); a folder holds one scan of one "
-                "source and spectrum"
+                f"{view.path}: its {what} ({other}) differ from those of {first.path.name} ({one}); a folder holds one scan "
+                "of one source and spectrum"
             )

@@ -214,8 +214,8 @@ def _is_transposed(path: Path, data: Any, detector: Detector) -> bool:
     if found == wanted[::-1]:
         return True
     raise InputError(
-        f"{path}: an image of Rows x Columns = {found[0]} x {found[1]}, but {name_of(ROWS)} x {name_of(COLUMNS)} is {wanted[0]} x "
-        f"{wanted[1]}; one or the other order is needed"
+        f"{path}: an image of Rows x Columns = {found[0]} x {found[1]}, but {name_of(ROWS)} x {name_of(COLUMNS)} is {wanted[0]} "
+        f"x {wanted[1]}; one or the other order is needed"
     )
 
 

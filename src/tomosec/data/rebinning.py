@@ -1,9 +1,10 @@
 """Rays of a multi-row scanner, sorted into the rays of one fan beam: single-slice rebinning.
 
-Each ray of a helical or axial scan crosses the wanted slice at one place only. Single-slice rebinning (Noo, Defrise and Clackdoyle,
-Phys. Med. Biol. 44:561, 1999) takes, for each ray of the slice's fan, the measured ray above or below it that crosses the slice
-where it is nearest to the axis, and shortens its line integral by the cosine of its tilt. The fan of the result is centered on the
-detector's focal center; rays from a focal spot beside it (a flying focal spot) are sorted to where they belong in that fan.
+Each ray of a helical or axial scan crosses the wanted slice at one place only. Single-slice rebinning (Noo, Defrise and
+Clackdoyle, Phys. Med. Biol. 44:561, 1999) takes, for each ray of the slice's fan, the measured ray above or below it that crosses
+the slice where it is nearest to the axis, and shortens its line integral by the cosine of its tilt. The fan of the result is
+centered on the detector's focal center; rays from a focal spot beside it (a flying focal spot) are sorted to where they belong in
+that fan.
 
 Lengths in mm, angles in rad, in the scanner's frame: the focal center of the view at t is R(−sin t, cos t), the columns of the
 detector follow (cos t, sin t), and row 1 has the largest z.
@@ -118,7 +119,7 @@ def rebin_view(
     found[outside] = np.nan
     if spot.is_centered:
         return np.asarray(found, dtype=np.float64)
-    return np.interp(detector.places_mm, spot.places_mm, found)
+    return np.asarray(np.interp(detector.places_mm, spot.places_mm, found), dtype=np.float64)
 
 
 def turn_views(detector: Detector, fan: Floats, spots: Sequence[FocalSpot], step: float) -> Floats:
@@ -139,7 +140,6 @@ def turn_views(detector: Detector, fan: Floats, spots: Sequence[FocalSpot], step
         if spot.is_centered:
             continue
         own = fan[first::period]
-        turns = np.interp(spot.places_mm, spot.places_mm, spot.turns)
         shift = -np.interp(detector.places_mm, spot.places_mm, spot.turns) / (period * step)
         whole = np.floor(shift).astype(np.int64)
         part = shift - whole
