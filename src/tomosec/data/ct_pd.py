@@ -103,8 +103,8 @@ class ProjectionScan:
                 at = low + int(odd[0])
                 raise InputError(
                     f"{self.views[at + 1].path}: {name_of(ANGLE)} is {self.views[at + 1].angle:.5f} after "
-                    f"{self.views[at].angle:.5f} in {self.views[at].path.name}, the usual step is {self._step:.5f} rad: a file is "
-                    f"missing or out of order ({len(odd)} such places)"
+                    f"{self.views[at].angle:.5f} in {self.views[at].path.name}, the usual step is {self._step:.5f} rad: a file "
+                    f"is missing or out of order ({len(odd)} such places)"
                 )
 
     @property

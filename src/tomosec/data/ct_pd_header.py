@@ -120,10 +120,10 @@ def _length(path: Path, data: Any, element: Element) -> float:
     return value
 
 
-def _count(path: Path, data: Any, element: Element) -> int:
+def _count(path: Path, data: Any, element: Element, least: int = 1) -> int:
     value = integer_of(data, element)
-    if not value:
-        raise _wrong(path, element, f"found {value}; a whole number above 0 is needed")
+    if value is None or value < least:
+        raise _wrong(path, element, f"found {value}; a whole number of {least} or more is needed")
     return value
 
 
@@ -166,7 +166,7 @@ def read_view(path: Path) -> View:
             facts[keyword] = number
     column, row = _floats(path, data, (0x7031, 0x1033), 2)
     detector = Detector(
-        columns=_count(path, data, COLUMNS),
+        columns=_count(path, data, COLUMNS, 2),
         rows=_count(path, data, ROWS),
         column_mm=_length(path, data, (0x7029, 0x1002)),
         row_mm=_length(path, data, (0x7029, 0x1006)),
@@ -196,7 +196,7 @@ def read_view(path: Path) -> View:
         photons=float(np.mean(photons)) if photons else math.nan,
         detector=detector,
         transposed=_is_transposed(path, data, detector),
-        steps=_count(path, data, (0x7033, 0x1013)),
+        steps=_count(path, data, (0x7033, 0x1013), 2),
         facts=tuple(sorted(facts.items())),
     )
 

@@ -160,16 +160,15 @@ def fill_from_complements(detector: Detector, fan: Floats, step: float) -> tuple
 
     Returns:
         The fan, bilinear in view and column where it was filled and still NaN where neither end was measured, and how many
-        rays were filled.
+        rays were filled. The few columns that a detector off its middle has on one side only take the outermost one's.
     """
     view, column = np.nonzero(np.isnan(fan))
     if not len(view):
         return fan, 0
     count = len(fan)
     row = view + (np.pi + 2 * detector.fan_angles[column]) / step
-    place = 2 * (detector.central_column - 1) - column
-    inside = (place >= 0) & (place <= detector.columns - 1)
-    lower_row, lower_place = np.floor(row).astype(np.int64), np.clip(np.floor(place), 0, detector.columns - 2).astype(np.int64)
+    place = np.clip(2 * (detector.central_column - 1) - column, 0, detector.columns - 1)
+    lower_row, lower_place = np.floor(row).astype(np.int64), np.minimum(np.floor(place).astype(np.int64), detector.columns - 2)
     b, a = row - lower_row, place - lower_place
     found = np.zeros(len(view))
     for dr, wr in ((0, 1 - b), (1, b)):
@@ -178,5 +177,5 @@ def fill_from_complements(detector: Detector, fan: Floats, step: float) -> tuple
             # A weight of 0 must not let the NaN of its neighbor through.
             found += np.where(weight > 0, weight * fan[(lower_row + dr) % count, lower_place + dc], 0.0)
     out = fan.copy()
-    out[view, column] = np.where(inside, found, np.nan)
-    return out, int((inside & np.isfinite(found)).sum())
+    out[view, column] = found
+    return out, int(np.isfinite(found).sum())
