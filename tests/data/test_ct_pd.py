@@ -122,7 +122,7 @@ def test_rows_that_do_not_reach_are_measured_from_the_other_end(tmp_path: Path) 
 
 @pytest.mark.parametrize("feed", [0.0, 12.0], ids=["axial", "helical"])
 def test_a_flying_focal_spot_is_sorted_into_the_fan(tmp_path: Path, feed: float) -> None:
-    """Inside the body, where interpolation costs little; taken as if the spot were the focal center, rays are off by ten times."""
+    """Inside the body, where interpolation costs little; with the spot taken as the focal center, rays are off by ten times."""
     errors = []
     for name, change in (("sorted", lambda number: {}), ("ignored", _no_shift)):
         folder = write_scan(tmp_path / name, Scanner(), turns=2.2 if feed else 1, feed_mm=feed, spots=SIEMENS, change=change)
