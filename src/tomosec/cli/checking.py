@@ -93,10 +93,10 @@ def _codec() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckData(Verb):
-    """Say what a folder of CT data holds and what is wrong with it, shortcuts to the class included."""
+    """Say what a folder or file of CT data holds and what is wrong with it, shortcuts to the class included."""
 
     path: Annotated[Positional[Path], arg(metavar="PATH")]
-    """Folder of the data."""
+    """Folder of the data, or a file of measured data."""
     recipe: Annotated[str | None, arg(metavar="FILE")] = None
     """Read the data, and split them, as this recipe does; otherwise the layout is guessed."""
     all_slices: bool = False
@@ -112,7 +112,12 @@ class CheckData(Verb):
             dataset, split = cast(Any, experiment.data), experiment.split
         else:
             from tomosec.data.guess import guess_dataset
+            from tomosec.data.recognize import recognize
 
+            if (found := recognize(self.path)) is not None:
+                show_table(["", ""], [list(row) for row in found.facts], title=found.what)
+                say(found.how)
+                return 0
             guess = guess_dataset(self.path)
             dataset = guess.dataset
             say(f"Read as {dataset!r}")

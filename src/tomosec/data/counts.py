@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tomosec.data.hdf5 import Hdf5
 from tomosec.data.measured import Measurement
-from tomosec.data.measurement_file import parse_geometry
+from tomosec.data.measurement_file import parse_geometry, require_fit
 from tomosec.errors import InputError, nearest
 from tomosec.geometry import FanBeam, ParallelBeam
 
@@ -158,6 +158,7 @@ def read_counts(
         geometry = parse_geometry(attributes["geometry"], f"{path}: geometry")
     elif isinstance(geometry, Mapping):
         geometry = parse_geometry(geometry, "geometry")
+    require_fit(raw, geometry, f"{path}: {counts}")
     values, facts = line_integrals(raw, *corrections, where=str(path), dead_bins=dead_bins, floor=floor)
     attributes.pop("geometry", None)
     if row is not None:

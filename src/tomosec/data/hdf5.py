@@ -39,6 +39,11 @@ class Hdf5:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is at the top of the file."""
+        return tuple(self._file)
+
     def array(self, name: str, row: int | None = None) -> NDArray[Any]:
         """Read one dataset of real numbers.
 

@@ -1,8 +1,8 @@
 """A scan in a neutral file: line integrals and the geometry that they were measured in, as NPZ or HDF5; only reading.
 
 An NPZ file holds the arrays ``line_integrals``, (views, bins) real numbers, and ``geometry``, text: the JSON of a geometry
-component, what ``geometry.model_dump_json()`` gives. Optional are ``attributes``, JSON of text and numbers by name, and ``key``, the
-scan's name, else that of the file. HDF5 has the same: a dataset ``line_integrals``, and ``geometry`` and everything else as
+component, what ``geometry.model_dump_json()`` gives. Optional are ``attributes``, JSON of text and numbers by name, and ``key``,
+the scan's name, else that of the file. HDF5 has the same: a dataset ``line_integrals``, and ``geometry`` and everything else as
 attributes of the file.
 """
 
@@ -85,10 +85,15 @@ def read_measurement(path: str | Path) -> Measurement:
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite and is reported as that
         values = found.astype(np.float32, order="C")
     require_finite(values, f"{path}: line_integrals")
-    try:
-        return Measurement(values, parse_geometry(geometry, f"{path}: geometry"), key, attributes)
-    except InputError as error:
-        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
+    scan = parse_geometry(geometry, f"{path}: geometry")
+    require_fit(values, scan, f"{path}: line_integrals")
+    return Measurement(values, scan, key, attributes)
+
+
+def require_fit(values: NDArray[Any], geometry: FanBeam | ParallelBeam, where: str) -> None:
+    """Raise InputError where an array has not the (views, bins) of a geometry."""
+    if values.shape != geometry.sinogram_shape:
+        raise InputError(f"{where} has shape {values.shape}, and the geometry has {geometry.sinogram_shape} (views, bins)")
 
 
 def _json(text: str, where: str) -> Any:

@@ -1,10 +1,10 @@
 """Raw fan-beam scans of 2DeteCT (Kiss et al., Scientific Data 10:576, 2023), one slice in one mode: counts in TIFF files.
 
-A folder ``slice00001/mode2`` holds ``sinogram.tif`` (3601 views, 1912 pixels), ``dark.tif``, ``flat1.tif`` and ``flat2.tif``, 16 bit. The
-steps are those of the authors' published code: the flat fields are averaged, pairs of pixels summed, counts corrected and logged, a
-transmission below 1e-6 replaced by it, and in the first part of the slices the detector is taken to be one bin off. View 3600, at a
-whole turn, repeats view 0. Their angles are ASTRA's for ``fanflat``, whose view at t has its source at (sin t, −cos t) and its
-detector along (cos t, sin t): tomosec's view at t + π with the bins reversed.
+A folder ``slice00001/mode2`` holds ``sinogram.tif`` (3601 views, 1912 pixels), ``dark.tif``, ``flat1.tif`` and ``flat2.tif``,
+16 bit. The steps are those of the authors' published code: the flat fields are averaged, pairs of pixels summed, counts corrected
+and logged, a transmission below 1e-6 replaced by it, and in the first part of the slices the detector is taken to be one bin off.
+View 3600, at a whole turn, repeats view 0. Their angles are ASTRA's for ``fanflat``, whose view at t has its source at
+(sin t, −cos t) and its detector along (cos t, sin t): tomosec's view at t + π with the bins reversed.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def read_two_detect(
         if pixel_mm is None
         else pixel_mm,
     )
-    attributes = facts | {"slice": float(slice_number), "mode": folder.name}
-    key = f"slice{slice_number:05d}/{folder.name}"
+    attributes = facts | {"slice": float(slice_number), "mode": folder.absolute().name}
+    key = f"slice{slice_number:05d}/{folder.absolute().name}"
     return Measurement(np.ascontiguousarray(values[:-1]), geometry, key, attributes, {0: values[-1].copy()})
 
 
