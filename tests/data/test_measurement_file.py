@@ -193,3 +193,10 @@ def test_a_folder_of_volumes_is_guessed(tmp_path: Path) -> None:
     write_table(tmp_path, [{"path": "a.nii.gz", "case": "a"}])
     with pytest.raises(InputError, match="no column for the target of a slice"):
         guess_dataset(tmp_path)
+
+
+def test_a_measured_scan_of_the_challenge_is_recognized(htc2022: Path) -> None:
+    found = recognize(htc2022 / "mat" / "htc2022_tb_limited_075_165.mat")
+    assert found is not None
+    assert "Helsinki Tomography Challenge 2022" in found.what
+    assert ("views x bins", "181 x 560") in found.facts
