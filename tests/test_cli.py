@@ -162,7 +162,7 @@ def test_version(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["status", "nowhere"], "nowhere: no runs here"),
         (["report", "nowhere"], "nowhere: no runs here"),
         (["rescore", "nowhere"], "nowhere: no runs here"),
-        (["check", "data", "nowhere"], "nowhere: no such folder"),
+        (["check", "data", "nowhere"], "nowhere: no such file or folder"),
         (["check", "dose", "nowhere"], "no such file or bundled recipe"),
         (["check", "dose", "--draws", "1"], "2 or more"),
         (["check", "dose", "--set", "acquisition.kind=realstic"], "did you mean 'realistic'"),

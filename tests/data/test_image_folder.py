@@ -239,6 +239,6 @@ def test_real_slices_of_covid_ct_md(covid_sample: Path) -> None:
 
 
 def test_readers_load_no_torch() -> None:
-    names = "base, check, covid_ct_md, covid_ldct, dicom, dicom_folder, files, folder, guess, shortcuts, slice_labels, splits"
+    names = "base, check, covid_ct_md, covid_ldct, dicom, dicom_folder, files, folder, guess, medmnist, nifti, recognize, splits"
     code = f"import sys; from tomosec.data import {names}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -28,6 +28,8 @@ OPTIONAL = {
     "monai": "networks resnet18 and densenet121",
     "python-gdcm": "compressed DICOM (the COVID low-dose set is JPEG lossless)",
     "torchmetrics": "cross-checks of the metrics",
+    "h5py": "HDF5: raw counts, MATLAB 7.3 files",
+    "nibabel": "dataset nifti-folder",
     "triton": "GPU operators",
     "astra-toolbox": "benchmarks against ASTRA",
 }
@@ -90,10 +92,10 @@ def _codec() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckData(Verb):
-    """Say what a folder of CT data holds and what is wrong with it, shortcuts to the class included."""
+    """Say what a folder or file of CT data holds and what is wrong with it, shortcuts to the class included."""
 
     path: Annotated[Positional[Path], arg(metavar="PATH")]
-    """Folder of the data."""
+    """Folder of the data, or a file of measured data."""
     recipe: Annotated[str | None, arg(metavar="FILE")] = None
     """Read the data, and split them, as this recipe does; otherwise the layout is guessed."""
     all_slices: bool = False
@@ -109,7 +111,12 @@ class CheckData(Verb):
             dataset, split = cast(Any, experiment.data), experiment.split
         else:
             from tomosec.data.guess import guess_dataset
+            from tomosec.data.recognize import recognize
 
+            if (found := recognize(self.path)) is not None:
+                show_table(["", ""], [list(row) for row in found.facts], title=found.what)
+                say(found.how)
+                return 0
             guess = guess_dataset(self.path)
             dataset = guess.dataset
             say(f"Read as {dataset!r}")

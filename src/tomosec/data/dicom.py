@@ -1,8 +1,6 @@
 """CT slices in DICOM files: what a header says, why a file cannot be used, and its pixels in HU.
 
-Header values are decoded here from their raw text rather than through pydicom's types, because archives hold identifiers
-and decimals that break the standard (the identifiers of COVID-CT-MD are GUIDs) and nothing here depends on them being
-valid. Facts: DICOM PS3.3 C.7.6.2 (plane), C.8.2.1 (CT image), C.7.5.1.1.2 (padding).
+Facts: DICOM PS3.3 C.7.6.2 (plane), C.8.2.1 (CT image), C.7.5.1.1.2 (padding).
 """
 
 from __future__ import annotations
@@ -19,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.encaps import get_frame
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder
-from pydicom.uid import UID, JPEGTransferSyntaxes
+from pydicom.uid import JPEGTransferSyntaxes
 
 from tomosec.data._jpeg import jpeg_fault
 from tomosec.data.base import Entry, Finding, Level, OpenDataset, Slice
+from tomosec.data.dicom_values import integer_of, load_file, number_of, numbers_of, syntax_of, text_of
 from tomosec.data.files import fingerprint
 from tomosec.errors import InputError
 
@@ -87,68 +84,9 @@ class Header:
     attributes: Mapping[str, str | float] = field(default_factory=dict)
 
 
-def _raw(data: Any, keyword: str) -> Any:
-    element = data.get_item(keyword)
-    return None if element is None else element.value
-
-
-def _text(data: Any, keyword: str) -> str:
-    value = _raw(data, keyword)
-    if isinstance(value, bytes):
-        # Only ASCII facts are compared; a name in another character set must not stop the scan.
-        value = value.decode("latin-1")
-    if isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue":
-        value = "\\".join(map(str, value))
-    return "" if value is None else str(value).strip(" \0")
-
-
-def _numbers(data: Any, keyword: str) -> list[float]:
-    out = []
-    for part in _text(data, keyword).split("\\"):
-        try:
-            value = float(part)
-        except ValueError:
-            return []
-        if not math.isfinite(value):
-            return []
-        out.append(value)
-    return out
-
-
-def _number(data: Any, keyword: str) -> float | None:
-    values = _numbers(data, keyword)
-    return values[0] if values else None
-
-
-def _integer(data: Any, keyword: str) -> int | None:
-    """Return a value of type US or SS as an unsigned number."""
-    value = _raw(data, keyword)
-    if isinstance(value, bytes):
-        little = data.original_encoding[1] is not False
-        return int.from_bytes(value[:2], "little" if little else "big") if len(value) >= 2 else None
-    return None if value is None or value == "" else int(value) & 0xFFFF
-
-
-def _load(path: Path, *, pixels: bool) -> Any:
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=not pixels)
-    except InvalidDicomError as error:
-        raise InputError(f"{path}: not a DICOM file (no 'DICM' after the preamble)") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    except Exception as error:  # pydicom meets damage with many types; all of them mean this file
-        raise InputError(f"{path}: damaged or truncated DICOM file ({type(error).__name__}: {error})") from error
-
-
-def _syntax(data: Any) -> UID | None:
-    """Return the transfer syntax, or None where it is missing or is none that DICOM knows."""
-    value = data.file_meta.get("TransferSyntaxUID")
-    return value if isinstance(value, UID) and value.is_transfer_syntax and not value.is_private else None
-
-
 def _normal_position(data: Any) -> tuple[float | None, bool]:
     """Return the position along the normal towards the head, and whether the slice is axial (True if unknown)."""
-    origin, axes = _numbers(data, "ImagePositionPatient"), _numbers(data, "ImageOrientationPatient")
+    origin, axes = numbers_of(data, "ImagePositionPatient"), numbers_of(data, "ImageOrientationPatient")
     if len(axes) != 6:
         return (origin[2] if len(origin) == 3 else None), True
     normal = np.cross(axes[:3], axes[3:])
@@ -163,39 +101,39 @@ def _normal_position(data: Any) -> tuple[float | None, bool]:
 
 
 def _obstacle(data: Any, size: int, axial: bool) -> Obstacle | None:
-    modality = _text(data, "Modality")
+    modality = text_of(data, "Modality")
     if modality != "CT":
         return Obstacle("note", f"modality is {modality or 'missing'}, only CT is read")
-    image_type = _text(data, "ImageType")
+    image_type = text_of(data, "ImageType")
     if "LOCALIZER" in image_type.upper():
         return Obstacle("note", f"a localizer (ImageType {image_type}), not a slice")
-    samples = _integer(data, "SamplesPerPixel") or 1
+    samples = integer_of(data, "SamplesPerPixel") or 1
     if samples != 1:
-        kind = _text(data, "PhotometricInterpretation") or "color"
+        kind = text_of(data, "PhotometricInterpretation") or "color"
         return Obstacle("warning", f"{samples} samples per pixel ({kind}), a CT slice has 1: this is a screenshot or report")
-    rows, columns = _integer(data, "Rows"), _integer(data, "Columns")
+    rows, columns = integer_of(data, "Rows"), integer_of(data, "Columns")
     if not rows or not columns:
         return Obstacle("warning", "no Rows or Columns, so there is no image in it")
-    if (_number(data, "NumberOfFrames") or 1) > 1:
+    if (number_of(data, "NumberOfFrames") or 1) > 1:
         return Obstacle("warning", "several frames in one file (enhanced CT); export it as one slice per file")
     if not axial:
         return Obstacle("note", "not an axial slice (ImageOrientationPatient is coronal or sagittal)")
-    slope, intercept = _number(data, "RescaleSlope"), _number(data, "RescaleIntercept")
+    slope, intercept = number_of(data, "RescaleSlope"), number_of(data, "RescaleIntercept")
     if slope is None or intercept is None or slope == 0:
         return Obstacle("warning", "no RescaleSlope and RescaleIntercept, without which stored values are not HU")
-    spacing = _numbers(data, "PixelSpacing")
+    spacing = numbers_of(data, "PixelSpacing")
     if len(spacing) != 2 or min(spacing) <= 0:
         return Obstacle("warning", "no PixelSpacing (two lengths above 0 mm), without which the image has no size")
-    if intercept > -100 and not _integer(data, "PixelRepresentation"):
+    if intercept > -100 and not integer_of(data, "PixelRepresentation"):
         return Obstacle(
             "warning", f"RescaleIntercept {intercept:g} with unsigned pixels cannot hold air (-1000 HU): the values are not HU"
         )
-    allocated, stored = _integer(data, "BitsAllocated"), _integer(data, "BitsStored")
-    if allocated not in (8, 16) or not stored or stored > allocated or _integer(data, "HighBit") != stored - 1:
+    allocated, stored = integer_of(data, "BitsAllocated"), integer_of(data, "BitsStored")
+    if allocated not in (8, 16) or not stored or stored > allocated or integer_of(data, "HighBit") != stored - 1:
         return Obstacle(
             "warning", "BitsAllocated, BitsStored and HighBit are not those of a CT slice (16, 12 to 16, BitsStored - 1)"
         )
-    syntax = _syntax(data)
+    syntax = syntax_of(data)
     if syntax is None:
         return Obstacle("warning", "no valid transfer syntax, so the coding of its pixels is unknown")
     if not syntax.is_compressed and size < rows * columns * allocated // 8:
@@ -205,26 +143,26 @@ def _obstacle(data: Any, size: int, axial: bool) -> Obstacle | None:
 
 def _header(path: Path, data: Any, size: int) -> Header:
     position, axial = _normal_position(data)
-    location = _number(data, "SliceLocation")
-    spacing = _numbers(data, "PixelSpacing")
+    location = number_of(data, "SliceLocation")
+    spacing = numbers_of(data, "PixelSpacing")
     facts: dict[str, str | float] = {}
     for name, keyword in _TEXT_FACTS.items():
-        if text := _text(data, keyword):
+        if text := text_of(data, keyword):
             facts[name] = text
     for name, keyword in _NUMBER_FACTS.items():
-        if (number := _number(data, keyword)) is not None:
+        if (number := number_of(data, keyword)) is not None:
             facts[name] = number
     remarks = []
-    rows, columns = _integer(data, "Rows") or 0, _integer(data, "Columns") or 0
+    rows, columns = integer_of(data, "Rows") or 0, integer_of(data, "Columns") or 0
     if len(spacing) == 2:
         facts["spacing_mm"] = spacing[0]
-        facts["field_of_view_mm"] = _number(data, "ReconstructionDiameter") or spacing[1] * columns
-    if _number(data, "RescaleIntercept") == 0 and _integer(data, "PixelRepresentation"):
+        facts["field_of_view_mm"] = number_of(data, "ReconstructionDiameter") or spacing[1] * columns
+    if number_of(data, "RescaleIntercept") == 0 and integer_of(data, "PixelRepresentation"):
         remarks.append("RescaleIntercept is 0 with signed pixels: taken as HU stored directly")
     return Header(
         path=path,
-        patient_id=_text(data, "PatientID"),
-        series=_text(data, "SeriesInstanceUID"),
+        patient_id=text_of(data, "PatientID"),
+        series=text_of(data, "SeriesInstanceUID"),
         position_mm=position if position is not None else location,
         slice_location_mm=location,
         spacing_mm=(spacing[0], spacing[1]) if len(spacing) == 2 else None,
@@ -238,7 +176,7 @@ def _header(path: Path, data: Any, size: int) -> Header:
 @functools.lru_cache(maxsize=200_000)
 def _cached_header(path: Path, size: int, modified_ns: int) -> Header:
     # Size and time are part of the key, so a file that was changed is read again.
-    return _header(path, _load(path, pixels=False), size)
+    return _header(path, load_file(path, pixels=False), size)
 
 
 def read_header(path: Path) -> Header:
@@ -261,31 +199,36 @@ def read_slice(path: Path) -> Slice:
         InputError: not a usable CT slice, truncated or damaged pixels, or a compression without a decoder; the message says
             which.
     """
-    data = _load(path, pixels=True)
+    data = load_file(path, pixels=True)
     header = _header(path, data, path.stat().st_size)
     if header.obstacle is not None:
         raise InputError(f"{path}: {header.obstacle.reason}")
-    stored = _pixels(path, data, header.shape)
+    stored = stored_pixels(path, data, header.shape)
     if stored.shape != header.shape:
         raise InputError(f"{path}: {stored.shape} pixels found, but Rows and Columns say {header.shape}")
-    slope, intercept = _numbers(data, "RescaleSlope")[0], _numbers(data, "RescaleIntercept")[0]
+    slope, intercept = numbers_of(data, "RescaleSlope")[0], numbers_of(data, "RescaleIntercept")[0]
     hu = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    padding = _integer(data, "PixelPaddingValue")
+    padding = integer_of(data, "PixelPaddingValue")
     if padding is not None:
         for value in (padding, padding - 65536):  # signed and unsigned readings of the same 16 bits (63536 is -2000)
             # Some writers name a value that is tissue; only one outside the range of tissue is taken at its word.
             if not -900 <= slope * value + intercept <= 10_000:
                 hu[stored == value] = AIR_HU
     hu[hu < PADDING_HU] = AIR_HU
-    axes = _numbers(data, "ImageOrientationPatient")
+    axes = numbers_of(data, "ImageOrientationPatient")
     if len(axes) == 6:
         hu = hu[:: -1 if axes[4] < 0 else 1, :: -1 if axes[0] < 0 else 1]
     assert header.spacing_mm is not None
     return Slice(np.ascontiguousarray(hu, dtype=np.float32), header.spacing_mm)
 
 
-def _pixels(path: Path, data: Any, shape: tuple[int, int]) -> NDArray[np.generic]:
-    syntax = _syntax(data)
+def stored_pixels(path: Path, data: Any, shape: tuple[int, int]) -> NDArray[np.generic]:
+    """Return the pixels of a loaded file as stored.
+
+    Raises:
+        InputError: a compression without a decoder, no pixels, or damaged ones.
+    """
+    syntax = syntax_of(data)
     if syntax is not None and syntax.is_compressed:
         try:
             available = get_decoder(syntax).is_available
@@ -299,7 +242,7 @@ def _pixels(path: Path, data: Any, shape: tuple[int, int]) -> NDArray[np.generic
         raise InputError(f"{path}: no pixel data; the file is a header only, or truncated")
     try:
         if syntax in JPEGTransferSyntaxes:
-            fault = jpeg_fault(get_frame(data.PixelData, 0, number_of_frames=1), *shape, _integer(data, "BitsAllocated") or 16)
+            fault = jpeg_fault(get_frame(data.PixelData, 0, number_of_frames=1), *shape, integer_of(data, "BitsAllocated") or 16)
             if fault:
                 raise InputError(f"{path}: {fault}; the file is truncated or damaged")
         return np.asarray(data.pixel_array)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tomosec.data.dicom import find_files
 from tomosec.data.dicom_folder import DicomFolder
 from tomosec.data.files import Table, inside, read_table
 from tomosec.data.folder import LABELS, Columns, ImageFolder, read_image
+from tomosec.data.nifti import NiftiFolder, VolumeColumns
 from tomosec.data.slice_labels import child
 from tomosec.errors import InputError
 
@@ -28,6 +29,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "spacing": ("spacing_mm", "pixel_spacing_mm", "pixel_spacing", "pixel_mm", "spacing"),
 }
 _IMAGES = frozenset({".png", ".npy"})
+_VOLUMES = (".nii", ".nii.gz")
 _LOOKED_AT = 16
 
 
@@ -47,12 +49,18 @@ def guess_dataset(path: Path) -> Guess:
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such folder")
-    readers: tuple[Callable[[Path], Guess | None], ...] = (_covid_ldct, _covid_ct_md, _image_folder, _dicom_folder)
+    readers: tuple[Callable[[Path], Guess | None], ...] = (
+        _covid_ldct,
+        _covid_ct_md,
+        _image_folder,
+        _nifti_folder,
+        _dicom_folder,
+    )
     fitting = [guess for reader in readers if (guess := reader(path)) is not None]
     if not fitting:
         present = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
         raise InputError(
-            f"{path}: no known layout. A dataset is a folder with {LABELS} and 16-bit PNG or NPY files, with Index.csv "
+            f"{path}: no known layout. A dataset is a folder with {LABELS} and 16-bit PNG, NPY or NIfTI files, with Index.csv "
             f"(COVID-CT-MD), with {LDCT_LABELS} (COVID-LDCT), or with DICOM files; here is {present}"
         )
     chosen, *others = fitting
@@ -83,17 +91,40 @@ def _image_folder(path: Path) -> Guess | None:
     file = found["file"]
     if file is None or not any(Path(row.cells[file]).suffix.lower() in _IMAGES for row in table.rows):
         return None
-    for role in ("patient", "target", "spacing"):
+    _require_roles(table, found, ("patient", "target", "spacing"))
+    columns = Columns(**{role: name for role, name in found.items() if name is not None})
+    used = _used(found)
+    images = [inside(path, row.text(file), row.where(file)) for row in table.rows[:: max(1, len(table.rows) // _LOOKED_AT)]]
+    offset, why = _offset(images)
+    return Guess(ImageFolder(hu_offset=offset, columns=columns), (f"columns of {LABELS}: {used}", why))
+
+
+def _nifti_folder(path: Path) -> Guess | None:
+    if not (path / LABELS).is_file():
+        return None
+    table = read_table(path / LABELS)
+    found = {role: _column(table, _NAMES[role]) for role in ("file", "patient", "target")}
+    file = found["file"]
+    if file is None or not any(row.cells[file].lower().endswith(_VOLUMES) for row in table.rows):
+        return None
+    _require_roles(table, found, ("patient", "target"))
+    columns = VolumeColumns(**{role: name for role, name in found.items() if name is not None})
+    return Guess(
+        NiftiFolder(columns=columns), (f"columns of {LABELS}: {_used(found)}", "every axial slice has its volume's class")
+    )
+
+
+def _require_roles(table: Table, found: Mapping[str, str | None], roles: Sequence[str]) -> None:
+    for role in roles:
         if found[role] is None:
             raise InputError(
                 f"{table.path}: no column for the {role} of a slice; looked for {', '.join(_NAMES[role])}, "
                 f"found {', '.join(table.columns)}"
             )
-    columns = Columns(**{role: name for role, name in found.items() if name is not None})
-    used = ", ".join(f"{role} = {name!r}" for role, name in found.items() if name is not None)
-    images = [inside(path, row.text(file), row.where(file)) for row in table.rows[:: max(1, len(table.rows) // _LOOKED_AT)]]
-    offset, why = _offset(images)
-    return Guess(ImageFolder(hu_offset=offset, columns=columns), (f"columns of {LABELS}: {used}", why))
+
+
+def _used(found: Mapping[str, str | None]) -> str:
+    return ", ".join(f"{role} = {name!r}" for role, name in found.items() if name is not None)
 
 
 def _column(table: Table, names: Sequence[str]) -> str | None:

@@ -1,0 +1,160 @@
+"""What a file or folder is that is no dataset by itself: measured data, without classes, and images that need statements."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from tomosec.data.ct_pd import open_ct_pd
+from tomosec.data.ct_pd_header import is_ct_pd
+from tomosec.data.dicom import find_files
+from tomosec.data.hdf5 import Hdf5
+from tomosec.data.htc2022 import read_htc2022
+from tomosec.data.measured import Measurement
+from tomosec.data.measurement_file import HDF5, NPZ, read_measurement
+from tomosec.data.medmnist import ARRAYS, is_medmnist
+from tomosec.data.npz import Npz
+from tomosec.errors import InputError
+from tomosec.geometry import FanBeam
+
+_MATLAB = ".mat"
+
+
+@dataclass(frozen=True, slots=True)
+class Recognized:
+    """Something that was recognized.
+
+    Attributes:
+        what: one line, what it is.
+        facts: names and values.
+        how: how to use it.
+    """
+
+    what: str
+    facts: tuple[tuple[str, str], ...]
+    how: str
+
+
+def recognize(path: Path) -> Recognized | None:
+    """Recognize measured data and MedMNIST; None for any other folder, which may be a dataset.
+
+    A file that holds one scan is read, so that a damaged one is refused here; of many files only the headers are.
+
+    Raises:
+        InputError: no such file, a file of a kind that is not known, or one that cannot be used.
+    """
+    if path.is_dir():
+        return _folder(path)
+    suffix = path.suffix.lower()
+    if suffix == _MATLAB:
+        return _measurement(
+            read_htc2022(path), "a scan of the Helsinki Tomography Challenge 2022", "tomosec.data.htc2022.read_htc2022"
+        )
+    if suffix == NPZ:
+        npz = Npz(path)
+        return _medmnist(npz) if is_medmnist(npz.names) else _neutral(path)
+    if suffix in HDF5:
+        return _hdf5(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    raise InputError(
+        f"{path}: a file of a kind that is not known; data are a folder, or a file of measured data: {_MATLAB} (HTC 2022), "
+        f"{NPZ}, {', '.join(sorted(HDF5))}"
+    )
+
+
+def _folder(path: Path) -> Recognized | None:
+    if (path / "sinogram.tif").is_file():
+        return Recognized(
+            "one slice of 2DeteCT in one mode: raw counts with flat and dark fields",
+            (("files", ", ".join(sorted(item.name for item in path.glob("*.tif")))),),
+            "Read it with tomosec.data.two_detect.read_two_detect.",
+        )
+    archives = sorted(path.glob("*.npz"))
+    for archive in archives:
+        npz = Npz(archive)
+        if is_medmnist(npz.names):
+            return _medmnist(npz)
+    first = next(find_files(path), None)
+    try:
+        projections = first is not None and is_ct_pd(first)
+    except InputError:
+        return None  # some other folder; the reader of a dataset says what is wrong with its files
+    return _ct_pd(path) if projections else None
+
+
+def _measurement(scan: Measurement, what: str, reader: str) -> Recognized:
+    geometry = scan.geometry
+    values = scan.line_integrals
+    facts = [
+        ("views x bins", f"{geometry.views} x {geometry.bins}"),
+        ("angles", "listed" if geometry.angles is not None else f"{math.degrees(geometry.arc):g} degrees"),
+        ("bin", f"{geometry.bin_mm:g} mm"),
+    ]
+    if isinstance(geometry, FanBeam):
+        facts += [
+            ("source to isocenter, to detector", f"{geometry.source_to_isocenter_mm:g}, {geometry.source_to_detector_mm:g} mm"),
+            ("detector", geometry.detector),
+        ]
+    facts += [
+        ("image", f"{geometry.shape[0]} x {geometry.shape[1]} of {geometry.pixel_mm:g} mm"),
+        ("line integrals", f"{values.min():g} to {values.max():g}"),
+    ]
+    facts += [("second measurements", f"of {len(scan.repeats)} views")] if scan.repeats else []
+    return Recognized(
+        f"{what}: measured line integrals", tuple(facts), f"Read it with {reader}; it has no class, so there is no split."
+    )
+
+
+def _neutral(path: Path) -> Recognized:
+    return _measurement(
+        read_measurement(path), "a scan in tomosec's neutral form", "tomosec.data.measurement_file.read_measurement"
+    )
+
+
+def _hdf5(path: Path) -> Recognized:
+    with Hdf5(path) as file:
+        names = file.names
+    if "line_integrals" in names:
+        return _neutral(path)
+    if {"counts", "flats", "darks"} <= set(names):
+        return Recognized(
+            "raw counts with flat and dark fields",
+            (("datasets", ", ".join(names)),),
+            "Read it with tomosec.data.counts.read_counts.",
+        )
+    raise InputError(
+        f"{path}: neither line_integrals nor counts, flats and darks; there are {', '.join(names) or 'no datasets'}. "
+        "tomosec.data.counts.read_counts takes other names"
+    )
+
+
+def _medmnist(npz: Npz) -> Recognized:
+    sizes = {name: npz.header(name)[0] for name in ARRAYS if name.endswith("images")}
+    return Recognized(
+        "MedMNIST images",
+        (("file", npz.path.name), *((name, " x ".join(map(str, shape))) for name, shape in sizes.items())),
+        "They have neither HU nor a pixel size, and nothing is assumed: say what they are in a recipe, data: {kind: medmnist, "
+        "hu_of_0: ..., hu_of_255: ..., zero_is_air: ..., pixel_mm: ...}, and check them with --recipe.",
+    )
+
+
+def _ct_pd(path: Path) -> Recognized:
+    scan = open_ct_pd(path)
+    detector = scan.views[0].detector
+    ends = ", ".join(f"{position:g}" for position in scan.positions_mm[:8]) or "none"
+    facts = [
+        ("scan", f"helical, {scan.feed_mm:g} mm a turn" if scan.helical else "axial"),
+        ("views", f"{len(scan.views)}, {scan.views_per_turn} a turn"),
+        ("detector", f"{detector.rows} rows x {detector.columns} columns, {'curved' if detector.curved else 'flat'}"),
+        ("slices from, to" if scan.helical else "table positions", f"{ends} mm"),
+    ]
+    facts += [
+        (name, str(scan.facts[name])) for name in ("Manufacturer", "PatientPosition", "FlyingFocalSpotMode") if name in scan.facts
+    ]
+    return Recognized(
+        "projections in DICOM-CT-PD: measured line integrals",
+        tuple(facts),
+        "Read slices with tomosec.data.ct_pd.read_ct_pd; they have no class, so there is no split.",
+    )
