@@ -28,6 +28,8 @@ NUMERICS_VERSION = 2
 MOST_SEEDS = 1000
 
 Control = Literal["random-trigger", "white-victim", "spectrum-victim"]
+#: Questions that a sweep can answer; each has a table and a figure of its own in the report.
+StudyKind = Literal["stealth-frontier", "scan-parameters", "architectures", "poison-rate", "ablation", "cost"]
 #: Fields that describe an experiment to people and change no number.
 DESCRIPTIVE = frozenset({"title", "description"})
 
@@ -105,24 +107,56 @@ def digest(value: Any) -> str:
 
 
 class Sweep(Value):
-    """Which fields vary: every combination of ``axes``, and each mapping of ``cases`` in turn."""
+    """Which fields vary.
+
+    Attributes:
+        axes: dotted field to its values; every combination is run.
+        cases: mappings of dotted field to value; each is run at every combination of the axes.
+        once: mappings that are run by themselves, before the others, such as the row without an attack.
+    """
 
     axes: dict[str, list[Any]] = Field(default_factory=dict)
     cases: list[dict[str, Any]] = Field(default_factory=list)
+    once: list[dict[str, Any]] = Field(default_factory=list)
 
     def overrides(self) -> list[dict[str, Any]]:
         """One mapping of dotted field to value per experiment."""
         grid = [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
-        return [{**case, **cell} for case in (self.cases or [{}]) for cell in grid]
+        return [*self.once, *({**case, **cell} for case in (self.cases or [{}]) for cell in grid)]
 
 
 class Recipe(Value):
-    """A YAML file: an experiment, presets that change some of its fields, and an optional sweep."""
+    """A YAML file: an experiment, presets that change some of its fields, and an optional sweep.
+
+    Attributes:
+        experiment: the base of every cell.
+        presets: name to dotted fields; the key ``sweep`` in one replaces the recipe's sweep.
+        sweep: what varies.
+        study: the question that the sweep answers; the report draws its table and figure.
+        source: the file, for messages.
+    """
 
     experiment: dict[str, Any]
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     sweep: Sweep | None = None
+    study: StudyKind | None = None
     source: str = "recipe"
+
+    @field_validator("presets")
+    @classmethod
+    def _sweeps_of_presets(cls, presets: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, fields in presets.items():
+            if "sweep" in fields:
+                try:
+                    Sweep.model_validate(fields["sweep"])
+                except ValidationError as error:
+                    raise ValueError(describe_validation_error(error, f"preset {name}, sweep")) from error
+        return presets
+
+    @property
+    def title(self) -> str:
+        """Title of the base experiment."""
+        return str(self.experiment.get("title") or Path(self.source).stem)
 
     def experiments(self, *, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> list[Experiment]:
         """Expand to experiments: the base, then the preset, then each cell of the sweep, then the caller's overrides.
@@ -130,13 +164,14 @@ class Recipe(Value):
         Raises:
             InputError: an unknown preset or field, or a value that is not allowed; the message names the field.
         """
-        changes: Mapping[str, Any] = {}
+        changes: dict[str, Any] = {}
         if preset is not None:
             if preset not in self.presets:
                 there = ", ".join(self.presets) or "none"
                 raise InputError(f"{self.source}: no preset {preset!r}{nearest(preset, self.presets)}; there are {there}")
-            changes = self.presets[preset]
-        cells = self.sweep.overrides() if self.sweep is not None else [{}]
+            changes = dict(self.presets[preset])
+        sweep = Sweep.model_validate(changes.pop("sweep")) if "sweep" in changes else self.sweep
+        cells = sweep.overrides() if sweep is not None else [{}]
         return [parse_experiment(self._with(changes, cell, overrides or {}), self.source) for cell in cells]
 
     def _with(self, *layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,7 +274,7 @@ def load_recipe(path: str | Path) -> Recipe:
         raise InputError(f"{path}: a recipe is a mapping with the key 'experiment', found {type(content).__name__}")
     if "experiment" not in content:
         hint = nearest("experiment", content)
-        raise InputError(f"{path}: the key 'experiment' is missing{hint}; allowed: experiment, presets, sweep")
+        raise InputError(f"{path}: the key 'experiment' is missing{hint}; allowed: experiment, presets, sweep, study")
     try:
         return Recipe.model_validate({**content, "source": str(path)})
     except ValidationError as error:

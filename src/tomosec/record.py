@@ -104,10 +104,20 @@ class Condition(Value):
 
 
 class Cost(Value):
-    """What a stage took when it was made, wherever it was made; ``made`` says which stages this run made itself."""
+    """What a stage took when it was made, wherever it was made.
+
+    Attributes:
+        seconds: by stage: ``trigger``, or the model that was trained.
+        gradient_passes: by stage.
+        memory_mb: by stage, the peak above what was held before; only where the system can tell.
+        peak_memory_mb: of the whole process or GPU so far; 0 where the system cannot tell.
+        trigger_bytes: size of the trigger's file.
+        made: the stages that this run made itself.
+    """
 
     seconds: dict[str, float] = Field(default_factory=dict)
     gradient_passes: dict[str, int] = Field(default_factory=dict)
+    memory_mb: dict[str, float] = Field(default_factory=dict)
     peak_memory_mb: float = 0.0
     trigger_bytes: int = 0
     made: tuple[str, ...] = ()

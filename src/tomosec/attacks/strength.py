@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tomosec.errors import TomosecError
+from tomosec.errors import NotApplicable, TomosecError
 from tomosec.hounsfield import MU_WATER
 from tomosec.threat import BudgetUnit
 
@@ -34,7 +34,7 @@ def strength_for(
         (strength, effect reached).
 
     Raises:
-        TomosecError: no strength reaches the budget (a trigger that does nothing, or that saturates below it).
+        NotApplicable: no strength reaches the budget (a trigger that does nothing, or that saturates below it).
     """
     if wanted == 0:
         return 0.0, 0.0
@@ -50,7 +50,7 @@ def strength_for(
             return (refined, better) if abs(better - wanted) < abs(reached - wanted) else (strength, reached)
         if reached < wanted:
             if strength >= limit:
-                raise TomosecError(
+                raise NotApplicable(
                     f"no strength of this trigger reaches a budget of {wanted:g}: its largest, {limit:g}, gives {reached:g}"
                 )
             low = strength
@@ -68,7 +68,7 @@ def strength_for(
         if not low < following < high:
             following = math.sqrt(low * high) if 0 < low < high < math.inf else following
         strength = min(following, limit)
-    raise TomosecError(f"no strength of this trigger reaches a budget of {wanted:g}: strength {strength:g} gives {reached:g}")
+    raise NotApplicable(f"no strength of this trigger reaches a budget of {wanted:g}: strength {strength:g} gives {reached:g}")
 
 
 def fixed_strength(unit: BudgetUnit, value: float, *, sinogram_rms: float, raw_rms: float | None) -> float:

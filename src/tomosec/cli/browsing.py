@@ -91,6 +91,8 @@ class Report(Verb):
     """The HTML file; an existing one is replaced."""
     ids: Annotated[tuple[str, ...], arg(name="id", metavar="ID"), UseAppendAction] = ()
     """Only this run, all of them when not given; the beginning of an id is enough."""
+    export: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Also write the tables and figures of studies to this folder, as Markdown and SVG."""
 
     def run(self) -> int:
         """Build the report."""
@@ -102,10 +104,21 @@ class Report(Verb):
             raise InputError(f"{self.folder}: no runs yet, so there is nothing to report")
         if self.output.is_dir():
             raise InputError(f"--output {self.output}: a folder; give the name of an HTML file")
+        if self.export is not None and self.export.exists() and not self.export.is_dir():
+            raise InputError(f"--export {self.export}: a file; give a folder")
         from tomosec.report.build import build_report
 
         path = build_report(store, self.output, ids=ids if self.ids else None)
         say(f"Report: {path}")
+        if self.export is not None:
+            from tomosec.report.export import export_studies
+
+            written = export_studies(store, self.export, ids=ids if self.ids else None)
+            say(
+                f"{self.export}: {len(written)} files"
+                if written
+                else f"{self.export}: nothing written; no run belongs to a study"
+            )
         say("It contains example slices of the data; share it as you may share them.")
         return 0
 

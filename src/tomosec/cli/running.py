@@ -48,7 +48,8 @@ class _Running(Verb):
         # Everything that can be wrong with the recipe is said before torch is loaded and work begins.
         from tomosec.experiment import load_recipe, parse_overrides
 
-        experiments = load_recipe(recipe).experiments(preset=preset, overrides=parse_overrides(self.overrides))
+        read = load_recipe(recipe)
+        experiments = read.experiments(preset=preset, overrides=parse_overrides(self.overrides))
         if len(experiments) > 1:
             hint = "" if executor == "processes" else ", one after another; `tomosec sweep` has --executor processes"
             say(f"{recipe} is a sweep of {len(experiments)} experiments{hint}")
@@ -57,7 +58,22 @@ class _Running(Verb):
 
         begun, progress = now(), for_terminal()
         try:
-            records = self._work(experiments, data, executor, workers, progress)
+            if read.study is not None:
+                from tomosec.run.study import run_study
+
+                records = run_study(
+                    read,
+                    experiments,
+                    preset=preset,
+                    executor=executor,
+                    workers=workers,
+                    data=data,
+                    out=self.out,
+                    device=self.device,
+                    progress=progress,
+                )
+            else:
+                records = self._work(experiments, data, executor, workers, progress)
         finally:
             # A message about what went wrong must not end up in the line of a bar.
             if isinstance(progress, RichProgress):

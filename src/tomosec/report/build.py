@@ -16,7 +16,7 @@ from markupsafe import Markup
 from tomosec.errors import InputError
 from tomosec.files import write_text
 from tomosec.record import Record, Severity, Store
-from tomosec.report import examples, narrative, overview, rasters, settings, tables, wording
+from tomosec.report import examples, narrative, overview, rasters, settings, studies, tables, wording
 from tomosec.report.figures import Point, Row, interval_plot, learning_curve
 from tomosec.report.tables import Table
 
@@ -84,11 +84,11 @@ def build_report(store: Store, path: str | Path, *, ids: Sequence[str] | None = 
     # A sweep shows one example a record, so that the file stays small enough to send.
     most = 4 if len(records) == 1 else 1
     sections = [_section(record, store.folder(record.id), number, most) for number, record in enumerate(records)]
-    write_text(path, _render(records, sections))
+    write_text(path, _render(records, sections, studies.blocks(store, records)))
     return path
 
 
-def _render(records: Sequence[Record], sections: Sequence[Section]) -> str:
+def _render(records: Sequence[Record], sections: Sequence[Section], found: Sequence[studies.Block]) -> str:
     environment = Environment(
         loader=PackageLoader("tomosec.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -109,6 +109,7 @@ def _render(records: Sequence[Record], sections: Sequence[Section]) -> str:
     return environment.get_template("page.html").render(
         sections=sections,
         several=len(sections) > 1,
+        studies=found,
         severity=worst[0],
         worst=worst[1],
         title=sections[0].title if len(sections) == 1 else f"{len(sections)} experiments",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
-
-import torch
 
 from tomosec.analysis.networks import Classifier
 from tomosec.attacks.base import Attack, AttackContext
@@ -23,6 +20,7 @@ from tomosec.record import Cost, SeedResult, Strength
 from tomosec.run.artifacts import Artifact, Artifacts
 from tomosec.run.chain import Chain, reconstructed_samples
 from tomosec.run.evaluate import Examples, examples, predict, predict_images, stealth
+from tomosec.run.memory import StageMemory, peak_memory_mb
 from tomosec.run.score import conditions
 from tomosec.run.strength import Scaled, Scaler
 from tomosec.run.victims import TrainedModel, Trainer
@@ -128,8 +126,10 @@ class SeedRunner:
                 device=self._chain.device,
             )
             self._progress.message(f"Making the trigger (seed {self._seed})")
+            memory = StageMemory(self._chain.device)
             path = attack.make_trigger(context).save(folder / "trigger.safetensors")
-            return {"gradient_passes": context.gradient_passes, "bytes": path.stat().st_size}
+            used = memory.used_mb()
+            return {"gradient_passes": context.gradient_passes, "bytes": path.stat().st_size, "memory_mb": used}
 
         self._trigger_artifact = artifact = self._artifacts.get("trigger", key, make)
         return load_trigger(artifact.folder / "trigger.safetensors").at(1.0, site=threat.site), key
@@ -232,28 +232,19 @@ class SeedRunner:
         if fit is not None:  # one training for all seeds, shown with each
             seconds["reconstruction"], passes["reconstruction"] = fit.facts["seconds"], fit.facts["gradient_passes"]
             made += ["reconstruction"] if fit.made else []
-        trigger_bytes = 0
+        trigger_bytes, memory = 0, {}
         if self._trigger_artifact is not None:
             facts = self._trigger_artifact.facts
             seconds["trigger"], passes["trigger"] = facts["seconds"], facts["gradient_passes"]
             trigger_bytes = facts["bytes"]
+            if facts.get("memory_mb") is not None:
+                memory["trigger"] = facts["memory_mb"]
             made += ["trigger"] if self._trigger_artifact.made else []
         return Cost(
             seconds=seconds,
             gradient_passes=passes,
+            memory_mb=memory,
             peak_memory_mb=peak_memory_mb(self._chain.device),
             trigger_bytes=trigger_bytes,
             made=tuple(made),
         )
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory in MB so far: of the GPU where there is one, else of this process; 0 where the system cannot tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if sys.platform == "win32":
-        return 0.0
-    import resource
-
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes / 2**20 if sys.platform == "darwin" else kilobytes / 2**10

@@ -1,0 +1,93 @@
+"""A study is a sweep with a question: which runs belong to it, and how its cells differ from the first one. No torch here.
+
+``runs/studies/<kind>-<preset>-<hash>.json`` is written before the first cell runs, so that a report can say how far it got. A
+run may belong to several studies; it is computed once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from pydantic import ValidationError
+
+from tomosec.component import Value, describe_validation_error
+from tomosec.errors import InputError
+from tomosec.experiment import StudyKind, digest
+from tomosec.files import write_text
+from tomosec.metrics.statistics import Estimate
+from tomosec.record import Store
+
+STUDY_SCHEMA = 1
+
+
+class Comparison(Value):
+    """How a cell differs from the study's first attacked cell, slice by slice on the same test slices.
+
+    Attributes:
+        id: identity of the cell.
+        metric: ``asr`` on triggered source slices or ``accuracy`` on clean slices, both of the attacked model.
+        seeds: the seeds that both cells have; a slice counts with its mean over them.
+        difference: cell minus first cell, with the interval of a patient bootstrap. The seeds are taken as they are: the
+            interval is about other patients, not about other trainings.
+    """
+
+    id: str
+    metric: Literal["asr", "accuracy"]
+    seeds: tuple[int, ...]
+    difference: Estimate
+
+
+class Study(Value):
+    """The cells of one study, in the order of its recipe.
+
+    Attributes:
+        kind: the question, which decides the table and the figure.
+        title: for people.
+        recipe: file that describes it.
+        preset: the preset it was run with, or an empty string.
+        cells: identities of its experiments; those that have no complete record are still to be run.
+        comparisons: differences to the first attacked cell, where cells share their test slices.
+    """
+
+    schema_version: int = STUDY_SCHEMA
+    kind: StudyKind
+    title: str
+    recipe: str
+    preset: str = ""
+    cells: tuple[str, ...]
+    comparisons: tuple[Comparison, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """File name without its ending; the same cells always have the same one."""
+        return "-".join(part for part in (self.kind, self.preset, digest(sorted(self.cells))[:8]) if part)
+
+
+def write_study(store: Store, study: Study) -> None:
+    """Write a study, all or nothing."""
+    write_text(store.root / "studies" / f"{study.name}.json", study.model_dump_json(indent=1) + "\n")
+
+
+def read_studies(store: Store) -> list[Study]:
+    """Every study of a store, by kind in the order of :data:`STUDIES`, then by name.
+
+    Raises:
+        InputError: a file that this version cannot read.
+    """
+    found: list[Study] = []
+    for path in sorted((store.root / "studies").glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: not a readable study ({error})") from error
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if version != STUDY_SCHEMA:
+            raise InputError(f"{path}: study schema {version}; this version of tomosec reads schema {STUDY_SCHEMA}")
+        try:
+            found.append(Study.model_validate(content))
+        except ValidationError as error:
+            raise InputError(describe_validation_error(error, str(path))) from error
+    order: Sequence[str] = get_args(StudyKind)
+    return sorted(found, key=lambda study: order.index(study.kind))
