@@ -79,3 +79,15 @@ def test_fixed_units():
     assert fixed_strength("reference-mu", 2.0, sinogram_rms=1.0, raw_rms=8.0) == pytest.approx(2 * REFERENCE_SCALE**2)
     with pytest.raises(TomosecError, match="raw gradient"):
         fixed_strength("reference-mu", 2.0, sinogram_rms=1.0, raw_rms=None)
+
+
+def test_a_trigger_that_saturates_is_never_asked_for_an_infinite_strength():
+    asked = []
+
+    def effect(strength):
+        asked.append(strength)
+        return 3 * strength / (1 + strength)
+
+    with pytest.raises(NotApplicable, match=r"a budget of 5: strength .* gives 3"):
+        strength_for(effect, 5.0)
+    assert all(math.isfinite(strength) for strength in asked)

@@ -15,6 +15,8 @@ TOLERANCE = 0.02
 REFERENCE_SCALE = 3072 * MU_WATER
 #: The released code takes the mean loss over batches of eight, so its trigger is this much smaller than a sum per sample.
 REFERENCE_BATCH = 8
+#: Times the first guess; a trigger that does not reach its budget with this does not reach it.
+LARGEST = 1e30
 
 
 def strength_for(
@@ -41,8 +43,12 @@ def strength_for(
     low, high, strength, power = 0.0, math.inf, min(guess, limit), 1.0
     previous: tuple[float, float] | None = None
     reached = 0.0
+    tried = strength
     for _ in range(60):
-        reached = effect(strength)
+        # A trigger that saturates would be asked for ever larger strengths, up to an infinite one.
+        if strength > LARGEST * min(guess, limit):
+            break
+        reached, tried = effect(strength), strength
         if abs(reached - wanted) <= TOLERANCE * wanted:
             # One proportional step more is exact for a linear effect and stays within the tolerance for others.
             refined = min(strength * wanted / reached, limit)
@@ -68,7 +74,7 @@ def strength_for(
         if not low < following < high:
             following = math.sqrt(low * high) if 0 < low < high < math.inf else following
         strength = min(following, limit)
-    raise NotApplicable(f"no strength of this trigger reaches a budget of {wanted:g}: strength {strength:g} gives {reached:g}")
+    raise NotApplicable(f"no strength of this trigger reaches a budget of {wanted:g}: strength {tried:g} gives {reached:g}")
 
 
 def fixed_strength(unit: BudgetUnit, value: float, *, sinogram_rms: float, raw_rms: float | None) -> float:
