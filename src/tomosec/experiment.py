@@ -20,6 +20,7 @@ from tomosec.analysis.plan import Training
 from tomosec.component import Component, Value, canonical, describe_validation_error, of_family
 from tomosec.errors import InputError, nearest
 from tomosec.threat import ThreatModel
+from tomosec.varying import DESCRIPTIVE
 
 #: Raised when a change outside any one component moves the numbers (noise, metrics, the order of operations).
 NUMERICS_VERSION = 2
@@ -30,8 +31,6 @@ MOST_SEEDS = 1000
 Control = Literal["random-trigger", "white-victim", "spectrum-victim"]
 #: Questions that a sweep can answer; each has a table and a figure of its own in the report.
 StudyKind = Literal["stealth-frontier", "scan-parameters", "architectures", "poison-rate", "ablation", "cost"]
-#: Fields that describe an experiment to people and change no number.
-DESCRIPTIVE = frozenset({"title", "description"})
 
 
 class Experiment(Value):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tomosec.cli.console import say, show_table
 from tomosec.metrics.statistics import Estimate, SeedSummary
 from tomosec.record import Record
+from tomosec.varying import differing, flatten
 
 #: What each line of the table shows: label, model, input, metric.
 LINES = (
@@ -31,11 +32,12 @@ def show_records(records: Sequence[Record]) -> None:
         for record in records:
             show_record(record)
         return
-    varying = varying_fields(records)
+    varying = differing([record.experiment for record in records])
+    flat = {record.id: flatten(record.experiment) for record in records}
     rows = [
         [
             record.id,
-            *(_shown(_flat(record.experiment).get(name)) for name in varying),
+            *(_shown(flat[record.id].get(name)) for name in varying),
             headline(record, "attacked", "clean", "accuracy") or headline(record, "clean", "clean", "accuracy"),
             headline(record, "attacked", "triggered", "asr"),
             headline(record, "clean", "triggered", "asr"),
@@ -46,25 +48,11 @@ def show_records(records: Sequence[Record]) -> None:
         for record in records
     ]
     say("")
-    show_table(["id", *varying, "CA", "ASR", "floor", "random", "RMSE, HU", ""], rows)
+    show_table(["id", *(name.removesuffix(".kind") for name in varying), "CA", "ASR", "floor", "random", "RMSE, HU", ""], rows)
     say("CA, ASR: clean accuracy and attack success of the attacked model; floor: the trigger on the clean model;")
     say("random: a random trigger of equal size on the attacked model; means over seeds.")
     for line in what_it_is_about(records[0]):
         say(line)
-
-
-def varying_fields(records: Sequence[Record]) -> list[str]:
-    """Dotted names of the fields in which the experiments of some records differ; titles do not count."""
-    flat = [_flat(record.experiment) for record in records]
-    names = dict.fromkeys(name for fields in flat for name in fields if name not in ("title", "description"))
-    return [name for name in names if len({_shown(fields.get(name)) for fields in flat}) > 1]
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in fields.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return out
 
 
 def _shown(value: Any) -> str:

@@ -19,6 +19,7 @@ from tomosec.record import Record, Severity, Store
 from tomosec.report import examples, narrative, overview, rasters, settings, studies, tables, wording
 from tomosec.report.figures import Point, Row, interval_plot, learning_curve
 from tomosec.report.tables import Table
+from tomosec.varying import differing
 
 #: Of the worst result first; a report on several records is headed by the worst of them.
 _WORST = ("critical", "high", "moderate", "low", "unknown", "none")
@@ -102,7 +103,7 @@ def _render(records: Sequence[Record], sections: Sequence[Section], found: Seque
         "tick": wording.tick,
         "mixed": narrative.mixed(records),
     }
-    names = overview.differing(records) if len(records) > 1 else []
+    names = differing([record.experiment for record in records]) if len(records) > 1 else []
     figure, why_no_figure = overview.budget_figure(records, names) if len(records) > 1 else (None, "")
     script = _asset("report.js")
     worst = _worst(records)

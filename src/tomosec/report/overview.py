@@ -7,34 +7,15 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tomosec.experiment import DESCRIPTIVE
 from tomosec.record import Record
 from tomosec.report import wording
 from tomosec.report.figures import Line, Point, line_plot
 from tomosec.report.tables import Cell, Table
+from tomosec.varying import flatten
 
 BUDGET = "threat.budget.value"
 #: More series than this cannot be told apart.
 MOST_SERIES = 6
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted fields of an experiment's plain form; lists stay whole."""
-    if not isinstance(value, Mapping):
-        return {prefix: value}
-    out: dict[str, Any] = {}
-    for name, item in value.items():
-        out |= flatten(item, f"{prefix}.{name}" if prefix else str(name))
-    return out
-
-
-def differing(records: Sequence[Record]) -> list[str]:
-    """Fields whose value is not the same in all experiments; titles do not count."""
-    flat = [flatten(record.experiment) for record in records]
-    names = dict.fromkeys(name for fields in flat for name in fields)
-    return [
-        name for name in names if name.split(".")[0] not in DESCRIPTIVE and len({repr(fields.get(name)) for fields in flat}) > 1
-    ]
 
 
 def overview_table(records: Sequence[Record], names: Sequence[str]) -> Table:

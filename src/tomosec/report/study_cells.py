@@ -9,9 +9,10 @@ from markupsafe import Markup
 
 from tomosec.metrics.statistics import Estimate
 from tomosec.record import Record
-from tomosec.report import overview, wording
+from tomosec.report import wording
 from tomosec.report.figures import Point
 from tomosec.report.tables import Cell, Footnotes, Table, estimate_cell
+from tomosec.varying import differing, flatten
 
 DOMAINS = ("measurement domain", "image domain", "image pattern carried into the sinogram")
 
@@ -51,30 +52,14 @@ def domain_of(record: Record) -> int:
 
 def labels_of(records: Sequence[Record], leave: Sequence[str] = ()) -> list[str]:
     """What tells the cells apart: the attack, then every field that differs and is not in ``leave``."""
-    names = [
-        name
-        for name in overview.differing([record for record in records if record.experiment.get("attack") is not None])
-        if name not in ("attack.kind", "attack.version", "attack.attack.kind", "attack.attack.version", "threat.site", *leave)
-    ]
+    attacked = [record.experiment for record in records if record.experiment.get("attack") is not None]
+    names = [name for name in differing(attacked) if not name.endswith(".kind") and name not in ("threat.site", *leave)]
     out = []
     for record in records:
-        fields = overview.flatten(record.experiment)
-        parts = [attack_of(record)]
-        if record.experiment.get("attack") is not None:
-            kind_defaults = [name for name in names if name in fields]
-            parts += [f"{name.split('.')[-1]} {wording.plain(fields[name])}" for name in kind_defaults if _telling(name, records)]
-        out.append(", ".join(parts))
+        fields = flatten(record.experiment) if record.experiment.get("attack") is not None else {}
+        parts = [f"{name.split('.')[-1]} {wording.plain(fields[name])}" for name in names if name in fields]
+        out.append(", ".join([attack_of(record), *parts]))
     return out
-
-
-def _telling(name: str, records: Sequence[Record]) -> bool:
-    """Whether a field tells cells of the same attack apart; a field that only one kind of attack has does not."""
-    seen: dict[str, set[str]] = {}
-    for record in records:
-        fields = overview.flatten(record.experiment)
-        if name in fields:
-            seen.setdefault(attack_of(record), set()).add(repr(fields[name]))
-    return any(len(values) > 1 for values in seen.values())
 
 
 def _estimates(record: Record, source: Source) -> list[Estimate]:

@@ -18,6 +18,7 @@ from tomosec.progress import Progress, SilentProgress
 from tomosec.record import Record, Store
 from tomosec.run.chain import identify
 from tomosec.run.runner import run
+from tomosec.varying import labels
 
 Executor = Literal["inline", "processes"]
 
@@ -51,9 +52,10 @@ def execute(
     identities = [identify(experiment, data, store)[1] for experiment in experiments]
     pending = dict(zip(identities, experiments, strict=True))
     if executor == "inline":
-        for number, experiment in enumerate(pending.values(), 1):
+        told_apart = labels([experiment.model_dump(mode="json") for experiment in pending.values()])
+        for number, (experiment, label) in enumerate(zip(pending.values(), told_apart, strict=True), 1):
             if len(pending) > 1:
-                progress.message(f"Experiment {number} of {len(pending)}: {experiment.title}")
+                progress.message(f"Experiment {number} of {len(pending)}: {experiment.title}{f' ({label})' if label else ''}")
             try:
                 run(experiment, data=data, out=out, device=device, progress=progress)
             except InputError:

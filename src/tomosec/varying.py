@@ -1,0 +1,60 @@
+"""What tells experiments apart: the dotted fields in which their plain forms differ. For terminals, reports and progress."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+#: Fields that name an experiment to people and change no number.
+DESCRIPTIVE = frozenset({"title", "description"})
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted fields of an experiment's plain form; lists stay whole."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    out: dict[str, Any] = {}
+    for name, item in value.items():
+        out |= flatten(item, f"{prefix}.{name}" if prefix else str(name))
+    return out
+
+
+def differing(experiments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Fields that tell experiments apart, in their order; titles do not count.
+
+    A field of a component counts where it differs among components of the same kind: what only one kind has follows from the
+    kind, which is a field itself. A component that is missing in some counts by its kind.
+    """
+    flat = [flatten(experiment) for experiment in experiments]
+    names = dict.fromkeys(name for fields in flat for name in fields)
+    parents = {".".join(parts[:k]) for name in names if (parts := name.split(".")) for k in range(1, len(parts))}
+    return [name for name in names if name not in parents and name.split(".")[0] not in DESCRIPTIVE and _differs(name, flat)]
+
+
+def _differs(name: str, flat: Sequence[Mapping[str, Any]]) -> bool:
+    parts = name.split(".")
+    above = [".".join([*parts[:k], "kind"]) for k in range(1, len(parts))]
+    groups: dict[str, set[str]] = {}
+    for fields in flat:
+        kinds = [repr(fields.get(kind)) for kind in above if kind != name]
+        groups.setdefault(" ".join(kinds), set()).add(repr(fields.get(name)))
+    return any(len(values) > 1 for values in groups.values())
+
+
+def labels(experiments: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A short text per experiment that says what sets it apart from the others; empty where nothing does."""
+    names = differing(experiments)
+    out = []
+    for experiment in experiments:
+        fields = flatten(experiment)
+        parts = [f"{_short(name)} {_plain(fields.get(name))}" for name in names if name in fields or name.endswith(".kind")]
+        out.append(", ".join(parts))
+    return out
+
+
+def _short(name: str) -> str:
+    return name.removesuffix(".kind")
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
