@@ -185,7 +185,7 @@ def _success(record: Record, name: str) -> Markup | None:
         found = [estimate for seed in record.seeds if (estimate := seed.metric(model, shown, "asr")) is not None]
         points = [Point(estimate.value, estimate.low, estimate.high) for estimate in found if estimate.value is not None]
         if points:
-            rows.append(Row(label, points, strong=model == "attacked" and shown == "triggered"))
+            rows.append(Row(label, points, group=int(model == "attacked" and shown == "triggered")))
     if not rows:
         return None
     said = "; ".join(

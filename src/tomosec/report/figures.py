@@ -79,11 +79,18 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the interval plot: a model on a kind of input, with one point per seed; references are drawn hollow."""
+    """A line of the interval plot: a model on a kind of input, with one point per seed.
+
+    Attributes:
+        label: at the axis.
+        points: one per seed.
+        group: which color and shape it gets.
+        reference: drawn hollow and without intervals; for floors.
+    """
 
     label: str
     points: Sequence[Point] = field(default_factory=tuple)
-    strong: bool = False
+    group: int = 0
     reference: Sequence[Point] = field(default_factory=tuple)
 
 
@@ -93,13 +100,13 @@ def interval_plot(rows: Sequence[Row], *, x_label: str, alt: str, name: str, low
         figure = Figure(figsize=(5.4, 0.7 + (0.5 if len(rows) <= 8 else 0.3) * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for index, row in enumerate(rows):
-            color = SERIES[1] if row.strong else SERIES[0]
+            color, marker = SERIES[row.group % len(SERIES)], MARKERS[row.group % len(MARKERS)]
             count = len(row.points)
             for place, point in enumerate(row.points):
                 y = index + (place - (count - 1) / 2) * 0.2
                 if point.low is not None and point.high is not None:
                     axes.plot([point.low, point.high], [y, y], color=color, linewidth=1.4, solid_capstyle="butt")
-                axes.plot([point.value], [y], marker=MARKERS[1 if row.strong else 0], color=color, markersize=4.5, clip_on=False)
+                axes.plot([point.value], [y], marker=marker, color=color, markersize=4.5, clip_on=False)
             for point in row.reference:
                 axes.plot([point.value], [index], marker="o", markerfacecolor="none", color=INK, markersize=5, clip_on=False)
             if count > 1:

@@ -124,13 +124,13 @@ def _frontier(study: Study, records: Sequence[Record]) -> Shown:
 def _success_rows(attacked: Sequence[tuple[str, Record]], name: str) -> Figure:
     ordered = sorted(attacked, key=lambda item: -(mean_of(item[1], ASR) or 0.0))
     rows = [
-        Row(label, points_of(record, ASR), strong=domain_of(record) != 1, reference=points_of(record, FLOOR))
+        Row(label, points_of(record, ASR), group=domain_of(record), reference=points_of(record, FLOOR))
         for label, record in ordered
     ]
     said = "; ".join(f"{label} {wording.share(mean_of(record, ASR))}" for label, record in ordered)
     caption = (
-        "Attack success with 95% intervals, a point per seed. Orange squares: in measured data; blue circles: in the image. "
-        "Hollow: the floor, the same trigger on the clean model."
+        "Attack success with 95% intervals, a point per seed. Orange squares: in measured data; blue circles: in the image; green "
+        "triangles: an image pattern carried into the sinogram. Hollow: the floor, the same trigger on the clean model."
     )
     return Figure(caption, interval_plot(rows, x_label="attack success rate", alt=said, name=f"{name}-asr"))
 
@@ -166,18 +166,17 @@ def _visibility(attacked: Sequence[tuple[str, Record]], name: str) -> Figure:
     quantities = (("psnr_db", "PSNR, dB (peak 2000 HU)"), ("ssim_lung", "SSIM, lung window"))
     largest = max((budget_of(record) or 0.0) for _, record in attacked)
     chosen = [(label, record) for label, record in attacked if (budget_of(record) or 0.0) == largest]
-    many = len(chosen) > 12
     panels = []
     for key, x_label in quantities:
         marks = []
-        for index, (label, record) in enumerate(chosen):
+        for index, (_, record) in enumerate(chosen):
             x, y = record.summary.get(f"stealth/{key}"), mean_of(record, ASR)
             if x is not None and x.mean is not None and y is not None:
-                marks.append(Mark(x.mean, y, str(index + 1) if many else label, domain_of(record)))
+                marks.append(Mark(x.mean, y, str(index + 1), domain_of(record)))
         panels.append((x_label, marks))
     said = "; ".join(f"{label}: ASR {wording.share(mean_of(record, ASR))}" for label, record in chosen)
-    numbers = " Numbers: " + ", ".join(f"{i + 1} {label}" for i, (label, _) in enumerate(chosen)) + "." if many else ""
-    caption = f"Attack success against how visible the change is, at a budget of {largest:g} HU.{numbers}"
+    numbers = ", ".join(f"{i + 1} {label}" for i, (label, _) in enumerate(chosen))
+    caption = f"Attack success against how visible the change is, at a budget of {largest:g} HU: {numbers}."
     drawing = scatter_plot(panels, y_label="attack success rate", groups=DOMAINS, alt=said, name=f"{name}-visibility")
     return Figure(caption, drawing)
 
@@ -338,7 +337,7 @@ def _ablation(study: Study, records: Sequence[Record]) -> Shown:
         head = ("Variant", "Difference in ASR, points", "Difference in clean accuracy, points")
         tables.append(Table("Differences to the first variant", head, tuple(rows), (note,)))
         shown = [(names[c.id], c.difference) for c in compared if c.metric == "asr"]
-        plotted = [Row(label, [Point(e.value, e.low, e.high)], strong=True) for label, e in shown if e.value is not None]
+        plotted = [Row(label, [Point(e.value, e.low, e.high)], group=1) for label, e in shown if e.value is not None]
         said = "; ".join(f"{label} {signed(e.value)}" for label, e in shown)
         drawing = interval_plot(
             plotted, x_label="difference in attack success rate", alt=said, name=f"{study.name}-difference", low=-1.0

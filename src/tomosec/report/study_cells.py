@@ -14,7 +14,7 @@ from tomosec.report.figures import Point
 from tomosec.report.tables import Cell, Footnotes, Table, estimate_cell
 from tomosec.varying import differing, flatten
 
-DOMAINS = ("measurement domain", "image domain", "image pattern carried into the sinogram")
+DOMAINS = ("image domain", "measurement domain", "image pattern carried into the sinogram")
 
 Source = tuple[str, str, str]
 ASR: Source = ("attacked", "triggered", "asr")
@@ -47,7 +47,7 @@ def attack_of(record: Record) -> str:
 def domain_of(record: Record) -> int:
     """Index in :data:`DOMAINS`."""
     attack = record.experiment.get("attack") or {}
-    return 2 if attack.get("kind") == "projected" else int(wording.field(record.experiment, "threat.site") == "image")
+    return 2 if attack.get("kind") == "projected" else int(wording.field(record.experiment, "threat.site") != "image")
 
 
 def labels_of(records: Sequence[Record], leave: Sequence[str] = ()) -> list[str]:
@@ -131,7 +131,7 @@ def attack_table(caption: str, records: Sequence[Record], labels: Sequence[str],
     for index, record in enumerate(records):
         heading = "Control" if attack_of(record) in ("no attack", "fresh-noise") else DOMAINS[domain_of(record)].capitalize()
         groups.setdefault(heading, []).append(index)
-    for heading in ("Control", *(text.capitalize() for text in DOMAINS)):
+    for heading in ("Control", *(DOMAINS[index].capitalize() for index in (1, 0, 2))):
         if heading in groups:
             rows.append((Cell(heading),))
         for index in groups.get(heading, ()):

@@ -120,19 +120,33 @@ def scatter_plot(
                     label=groups[group],
                     clip_on=False,
                 )
+            axes.margins(x=0.15)
             _label(axes, marks)
             axes.set(ylim=(0, 1.02), xlabel=x_label, ylabel=y_label if index == 0 else "")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            axes.margins(x=0.15)
             if index == 0:
                 axes.legend(loc="upper left", bbox_to_anchor=(-0.1, -0.18), fontsize=8)
         return svg(figure, alt, name)
 
 
 def _label(axes: Axes, marks: Sequence[Mark]) -> None:
-    for mark in marks:
-        axes.annotate(mark.label, (mark.x, mark.y), xytext=(4, 3), textcoords="offset points", fontsize=7, color=INK)
+    """Labels beside the points; points that lie together share one, so that no label hides another."""
+    low, high = axes.get_xlim()
+    near: list[list[Mark]] = []
+    for mark in sorted(marks, key=lambda item: (item.x, item.y)):
+        for group in near:
+            if abs(mark.x - group[-1].x) < 0.06 * (high - low) and abs(mark.y - group[0].y) < 0.06:
+                group.append(mark)
+                break
+        else:
+            near.append([mark])
+    for group in near:
+        text = ", ".join(mark.label for mark in sorted(group, key=lambda item: marks.index(item)))
+        # Above the points where there is room, below them at the upper edge.
+        place, side = ((0, -6), "top") if group[0].y > 0.8 else ((0, 5), "bottom")
+        at = (sum(mark.x for mark in group) / len(group), group[0].y)
+        axes.annotate(text, at, xytext=place, textcoords="offset points", fontsize=7, color=INK, ha="center", va=side)
 
 
 def bar_plot(rows: Sequence[tuple[str, float]], *, x_label: str, alt: str, name: str) -> Markup:
