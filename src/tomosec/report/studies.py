@@ -129,8 +129,8 @@ def _success_rows(attacked: Sequence[tuple[str, Record]], name: str) -> Figure:
     ]
     said = "; ".join(f"{label} {wording.share(mean_of(record, ASR))}" for label, record in ordered)
     caption = (
-        "Attack success with 95% intervals, a point per seed. Orange squares: in measured data; blue circles: in the image; green "
-        "triangles: an image pattern carried into the sinogram. Hollow: the floor, the same trigger on the clean model."
+        "Attack success with 95% intervals, a point per seed. Orange squares: in measured data; blue circles: in the image; "
+        "green triangles: an image pattern carried into the sinogram. Hollow: the floor, the same trigger on the clean model."
     )
     return Figure(caption, interval_plot(rows, x_label="attack success rate", alt=said, name=f"{name}-asr"))
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
+
 from tomosec.analysis.networks import Classifier
 from tomosec.attacks.base import Attack, AttackContext
 from tomosec.attacks.noise import random_phases, white_pattern
@@ -24,6 +26,7 @@ from tomosec.run.memory import StageMemory, peak_memory_mb
 from tomosec.run.score import conditions
 from tomosec.run.strength import Scaled, Scaler
 from tomosec.run.victims import TrainedModel, Trainer
+from tomosec.tensorfile import read_tensors, write_tensors
 from tomosec.trigger import AdditiveTrigger, Trigger, load_trigger
 
 
@@ -51,6 +54,7 @@ class SeedRunner:
         self._tables: list[SampleTable] = []
         self._models: dict[str, TrainedModel] = {}
         self._trigger_artifact: Artifact | None = None
+        self._trigger_key: dict[str, Any] = {}
 
     def run(self) -> SeedRun:
         """Train, attack, control and measure."""
@@ -61,7 +65,7 @@ class SeedRunner:
         if self._experiment.attack is None:
             return SeedRun(self._result(), SampleTable.concat(self._tables))
         trigger, key = self._unit_trigger(clean)
-        chosen, tried = self._choose(self._chain.imaging.inject(trigger), key, clean)
+        chosen, tried = self._choose(self._inject(trigger, key), key, clean)
         at_test = self._at_test(chosen.injection)
         attacked = self._models["attacked"].network
         self._show(attacked, None, model="attacked", shown="clean")
@@ -112,7 +116,7 @@ class SeedRunner:
         if threat.access not in attack.allowed_access():
             allowed = " or ".join(sorted(attack.allowed_access()))
             raise NotApplicable(f"attack {getattr(attack, 'kind', '')!r}: as defined it needs threat.access {allowed}")
-        key = {**self._trainer.clean_key, "attack": attack, "goal": threat.goal}
+        key = self._trigger_key = {**self._trainer.clean_key, "attack": attack, "goal": threat.goal}
 
         def make(folder: Path) -> dict[str, Any]:
             context = AttackContext(
@@ -133,6 +137,23 @@ class SeedRunner:
 
         self._trigger_artifact = artifact = self._artifacts.get("trigger", key, make)
         return load_trigger(artifact.folder / "trigger.safetensors").at(1.0, site=threat.site), key
+
+    def _inject(self, trigger: Trigger, key: Mapping[str, Any]) -> Injection:
+        """A trigger on this chain; R(T) is an artifact, so that cells that differ in strength alone reconstruct nothing."""
+        imaging = self._chain.imaging
+        if trigger.domain == "image":
+            return imaging.inject(trigger)
+
+        def effect() -> Tensor:
+            def make(folder: Path) -> dict[str, Any]:
+                assert isinstance(trigger, AdditiveTrigger)
+                write_tensors(folder / "effect.safetensors", {"effect": imaging.trigger_image(trigger).cpu()}, {})
+                return {}
+
+            artifact = self._artifacts.get("effect", {**key, "reconstruction": self._experiment.reconstruction}, make)
+            return read_tensors(artifact.folder / "effect.safetensors")[0]["effect"]
+
+        return imaging.inject(trigger, effect)
 
     def _missing(self, attack: Attack) -> str:
         """What the attack needs and this chain does not have, or an empty string."""
@@ -196,7 +217,9 @@ class SeedRunner:
         scaled: dict[str, Injection] = {}
         for name, pattern in patterns.items():
             unit = AdditiveTrigger(pattern, geometry=trigger.geometry, domain=trigger.domain, site=trigger.site)
-            scaled[name] = self._scaler.to_rmse(self._chain.imaging.inject(unit), chosen.rmse_hu).injection
+            # White noise depends on the scan and the seed alone; a scrambled trigger on the trigger too.
+            kept = {"control": name, "seed": self._seed, **(self._trigger_key if name == "spectrum" else self._chain.key)}
+            scaled[name] = self._scaler.to_rmse(self._inject(unit, kept), chosen.rmse_hu).injection
         if "random-trigger" in controls:
             self._show(clean.network, scaled["white"], model="clean", shown="random")
             self._show(self._models["attacked"].network, scaled["white"], model="attacked", shown="random")
