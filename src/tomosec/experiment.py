@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 
 from tomosec.analysis.plan import Training
 from tomosec.component import Component, Value, canonical, describe_validation_error, of_family
@@ -30,6 +30,26 @@ MOST_SEEDS = 1000
 Control = Literal["random-trigger", "white-victim", "spectrum-victim"]
 #: Fields that describe an experiment to people and change no number.
 DESCRIPTIVE = frozenset({"title", "description"})
+#: What may differ between an experiment's own scan and a setting that its trigger and its models are taken to.
+SCAN_FIELDS = ("geometry", "acquisition", "reconstruction")
+
+
+class Setting(Value):
+    """Another setting of the scanner, at which the trigger and the models of an experiment are tested.
+
+    In a recipe it is written as ``{name: low-dose, changes: {acquisition.dose: low}}``: dotted fields that differ from the
+    experiment's own scan, or whole components. In a sweep they start from the experiment as it is before the sweep, so that a
+    setting is the same scan in every experiment of it. An experiment keeps its settings as whole components.
+
+    Attributes:
+        name: what reports and metrics call it.
+        geometry, acquisition, reconstruction: the scanner there; None stands for the experiment's own.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=32)
+    geometry: Annotated[SerializeAsAny[Component] | None, of_family("geometry", optional=True)] = None
+    acquisition: Annotated[SerializeAsAny[Component] | None, of_family("acquisition", optional=True)] = None
+    reconstruction: Annotated[SerializeAsAny[Component] | None, of_family("reconstruction", optional=True)] = None
 
 
 class Experiment(Value):
@@ -49,6 +69,8 @@ class Experiment(Value):
             ``spectrum-victim`` train a victim on a frozen random trigger of equal budget, white or with T's spectrum.
         seeds: initialisation, order, noise and trigger differ by seed; a count n stands for 0 .. n - 1.
         detail: also measure clean accuracy on ground-truth images that were never scanned, as the released LTGM code does.
+        transfer: other scan settings, at which the clean and the attacked model read the test slices with the same trigger, at
+            the same amplitude. The image grid stays the experiment's own, because the networks do.
     """
 
     title: str = ""
@@ -66,6 +88,14 @@ class Experiment(Value):
     controls: tuple[Control, ...] = ("random-trigger", "white-victim", "spectrum-victim")
     seeds: tuple[int, ...] = (0, 1, 2)
     detail: tuple[Literal["unscanned-images"], ...] = ()
+    transfer: tuple[Setting, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settle(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("transfer"):
+            return {**data, "transfer": settled(data["transfer"], data)}
+        return data
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -75,6 +105,15 @@ class Experiment(Value):
         if isinstance(value, int) and value > MOST_SEEDS:
             raise ValueError(f"{value} seeds; at most {MOST_SEEDS}. To name one seed, write a list: [{value}]")
         return tuple(range(value)) if isinstance(value, int) else value
+
+    @field_validator("transfer")
+    @classmethod
+    def _whole(cls, settings: tuple[Setting, ...], info: ValidationInfo) -> tuple[Setting, ...]:
+        """Fill in the experiment's own components, so that a setting reads the same wherever it is."""
+        own = {name: info.data.get(name) for name in SCAN_FIELDS}
+        return tuple(
+            setting.model_copy(update={name: getattr(setting, name) or own[name] for name in SCAN_FIELDS}) for setting in settings
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -86,7 +125,23 @@ class Experiment(Value):
             raise ValueError(f"attack {kind!r} acts on images, but threat.site is {self.threat.site!r}; set threat.site: image")
         if domain == "measurement" and self.threat.site == "image":
             raise ValueError(f"attack {kind!r} acts on measured data; threat.site must be counts or line-integrals")
+        names = [setting.name for setting in self.transfer]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"transfer: two settings are called {twice[0]!r}; a name stands for one setting")
+        for setting in self.transfer:
+            for name in ("shape", "pixel_mm"):
+                there, here = getattr(setting.geometry, name, None), getattr(self.geometry, name, None)
+                if there != here:
+                    raise ValueError(
+                        f"transfer: setting {setting.name!r} has geometry.{name} {_shown(there)}, the experiment {_shown(here)}; "
+                        "the networks read images of one grid, so views, bins and distances may differ, the grid may not"
+                    )
         return self
+
+    def at(self, setting: Setting) -> Experiment:
+        """This experiment with the scan of ``setting``, and with no further settings to go to."""
+        there = {name: part for name in SCAN_FIELDS if (part := getattr(setting, name)) is not None}
+        return self.model_copy(update={**there, "transfer": ()})
 
     def identity(self, manifest: str) -> str:
         """Hash of everything the numbers depend on (16 hex digits).
@@ -137,7 +192,18 @@ class Recipe(Value):
                 raise InputError(f"{self.source}: no preset {preset!r}{nearest(preset, self.presets)}; there are {there}")
             changes = self.presets[preset]
         cells = self.sweep.overrides() if self.sweep is not None else [{}]
-        return [parse_experiment(self._with(changes, cell, overrides or {}), self.source) for cell in cells]
+        unswept = self._with(changes, overrides or {})
+        return [self._parsed(self._with(changes, cell, overrides or {}), unswept) for cell in cells]
+
+    def _parsed(self, fields: dict[str, Any], unswept: Mapping[str, Any]) -> Experiment:
+        """Parse one experiment; its transfer settings are changes of the experiment before the sweep."""
+        if fields.get("transfer"):
+            try:
+                swept = [name for name in SCAN_FIELDS if fields.get(name) != unswept.get(name)]
+                fields["transfer"] = settled(fields["transfer"], unswept, swept)
+            except ValueError as error:
+                raise InputError(f"{self.source}: {error}") from error
+        return parse_experiment(fields, self.source)
 
     def _with(self, *layers: Mapping[str, Any]) -> dict[str, Any]:
         # One layer after the other: a kind that a later layer changes must drop what an earlier one set for the old kind.
@@ -155,14 +221,66 @@ def _copied(value: Any) -> Any:
     return [_copied(item) for item in value] if isinstance(value, list) else value
 
 
-def set_field(fields: dict[str, Any], path: str, value: Any) -> None:
+def settled(settings: Any, own: Mapping[str, Any], whole: Collection[str] = ()) -> Any:
+    """Transfer settings with their ``changes`` carried out on the scan of ``own``.
+
+    Args:
+        settings: the plain list of settings, as a recipe has it; anything else is left to validation.
+        own: the plain fields of the experiment that the settings are changes of.
+        whole: components that are taken from ``own`` even where a setting changes nothing of them.
+
+    Raises:
+        ValueError: ``changes`` that are no mapping of dotted fields of the scan.
+    """
+    if not isinstance(settings, (list, tuple)):
+        return settings
+    return [
+        _settled(item, own, whole, f"transfer.{place}") if isinstance(item, Mapping) else item
+        for place, item in enumerate(settings)
+    ]
+
+
+def _settled(setting: Mapping[str, Any], own: Mapping[str, Any], whole: Collection[str], where: str) -> dict[str, Any]:
+    allowed = ("name", "changes", *SCAN_FIELDS)
+    for key in setting:
+        if key not in allowed:
+            raise ValueError(f"{where}: unknown field {key!r}{nearest(str(key), allowed)}; allowed: {', '.join(allowed)}")
+    fields: dict[str, Any] = {key: value for key, value in setting.items() if key != "changes"}
+
+    def take(name: str) -> None:
+        if fields.get(name) is None and name in own:
+            part = own[name]
+            fields[name] = _copied(part.model_dump() if isinstance(part, Component) else part)
+
+    for name in whole:
+        take(name)
+    changes = setting.get("changes", {})
+    if not isinstance(changes, Mapping):
+        raise ValueError(f"{where}.changes: expected fields and values, such as {{acquisition.dose: low}}, got {changes!r}")
+    for path, value in changes.items():
+        first = str(path).partition(".")[0]
+        if first not in SCAN_FIELDS:
+            raise ValueError(
+                f"{where}.changes: {path!r} is no field of the scan{nearest(first, SCAN_FIELDS)}; "
+                f"a setting changes fields of {', '.join(SCAN_FIELDS)}"
+            )
+        take(first)
+        set_field(fields, str(path), _copied(value), source=f"{where}.changes")
+    return fields
+
+
+def _shown(value: Any) -> str:
+    return " x ".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
+
+
+def set_field(fields: dict[str, Any], path: str, value: Any, *, source: str = "--set") -> None:
     """Set ``a.b.c`` in nested mappings, in place; a component written as a bare kind becomes a mapping first.
 
-    A new ``kind`` drops the other fields of that component, which belonged to the old one.
+    A new ``kind`` drops the other fields of that component, which belonged to the old one. ``source`` is who asked.
     """
     *parents, last = path.split(".")
     if not all([*parents, last]):
-        raise InputError(f"--set {path}: a field is written a.b.c")
+        raise InputError(f"{source} {path}: a field is written a.b.c")
     here = fields
     for part in parents:
         below = here.get(part)
@@ -171,7 +289,7 @@ def set_field(fields: dict[str, Any], path: str, value: Any) -> None:
         elif below is None:
             below = {}
         elif not isinstance(below, dict):
-            raise InputError(f"--set {path}: {part} holds {below!r}, which has no fields")
+            raise InputError(f"{source} {path}: {part} holds {below!r}, which has no fields")
         here[part] = below
         here = below
     if last == "kind" and here.get("kind") != value:
