@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tomosec.metrics.statistics import Estimate, SeedSummary
+from tomosec.metrics.table import split_input
 
 MODELS = {
     "clean": "Clean model",
@@ -114,8 +115,10 @@ def model(name: str) -> str:
 
 
 def shown(name: str) -> str:
-    """A kind of input for people."""
-    return INPUTS.get(name, name)
+    """A kind of input for people, with the scan setting where it is not the experiment's own."""
+    kind_, setting = split_input(name)
+    text = INPUTS.get(kind_, kind_)
+    return f"{text}, at the setting {setting}" if setting else text
 
 
 def condition(model_: str, input_: str) -> str:
