@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tomosec.experiment import SCAN_FIELDS
 from tomosec.metrics.table import input_at
 from tomosec.record import Record
 from tomosec.report import wording
 from tomosec.report.overview import flatten
 from tomosec.report.tables import Cell, Footnotes, Table, estimate_cell
+from tomosec.setting import SCAN_FIELDS
 
 #: Columns: title, model, what is shown, metric.
 COLUMNS = (
