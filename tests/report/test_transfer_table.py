@@ -87,6 +87,7 @@ def test_the_table_has_a_row_per_setting_beside_the_experiments_own():
     assert table.rows[2][0].small == "geometry.views 180, acquisition.dose low"
     assert table.rows[1][0].small == "the same scan"
     assert own_setting(one) == "here"
+    assert wording.plain(one.experiment["transfer"]) == "here, half"
 
 
 def test_one_seed_shows_its_intervals():

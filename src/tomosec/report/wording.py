@@ -301,7 +301,7 @@ def component(experiment: Mapping[str, Any], name: str) -> str:
 
 
 def plain(item: Any) -> str:
-    """A configuration value in a table cell."""
+    """A configuration value in a table cell; what has a name, as a scan setting has, is called by it."""
     if item is None:
         return "none"
     if isinstance(item, bool):
@@ -310,6 +310,8 @@ def plain(item: Any) -> str:
         return f"{item:g}"
     if isinstance(item, Sequence) and not isinstance(item, str):
         return ", ".join(plain(part) for part in item)
+    if isinstance(item, Mapping) and "name" in item:
+        return str(item["name"])
     if isinstance(item, Mapping):
         return ", ".join(f"{key} {plain(part)}" for key, part in item.items())
     return str(item)
