@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tomosec.metrics.statistics import Estimate, SeedSummary
+from tomosec.metrics.table import split_input
 
 MODELS = {
     "clean": "Clean model",
@@ -114,8 +115,10 @@ def model(name: str) -> str:
 
 
 def shown(name: str) -> str:
-    """A kind of input for people."""
-    return INPUTS.get(name, name)
+    """A kind of input for people, with the scan setting where it is not the experiment's own."""
+    kind_, setting = split_input(name)
+    text = INPUTS.get(kind_, kind_)
+    return f"{text}, at the setting {setting}" if setting else text
 
 
 def condition(model_: str, input_: str) -> str:
@@ -298,7 +301,7 @@ def component(experiment: Mapping[str, Any], name: str) -> str:
 
 
 def plain(item: Any) -> str:
-    """A configuration value in a table cell."""
+    """A configuration value in a table cell; what has a name, as a scan setting has, is called by it."""
     if item is None:
         return "none"
     if isinstance(item, bool):
@@ -307,6 +310,8 @@ def plain(item: Any) -> str:
         return f"{item:g}"
     if isinstance(item, Sequence) and not isinstance(item, str):
         return ", ".join(plain(part) for part in item)
+    if isinstance(item, Mapping) and "name" in item:
+        return str(item["name"])
     if isinstance(item, Mapping):
         return ", ".join(f"{key} {plain(part)}" for key, part in item.items())
     return str(item)

@@ -62,8 +62,10 @@ def untested(record: Record) -> tuple[str, ...]:
         out.append(f"new patients: {record.data.split}")
     if record.data is not None and record.data.dataset == "chest-phantom":
         out.append("real patients: the data are a procedural phantom")
+    settings = experiment.get("transfer", ())
+    tested = "the one above and those of the transfer table" if settings else "the one above"
     out += [
-        "other scanners, kernels, doses and reconstructions than the one above; a trigger may or may not carry over",
+        f"other scanners, kernels, doses and reconstructions than {tested}; a trigger may or may not carry over",
         "genuine measurements: the scans are simulated from images with a monochromatic model, without scatter or beam hardening",
         "defenses: none was run, so nothing is said about whether anybody would notice",
         "how visible the change is to a radiologist: HU, PSNR and SSIM are no reader study",

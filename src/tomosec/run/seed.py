@@ -18,13 +18,14 @@ from tomosec.metrics.attack import attack_success_rate
 from tomosec.metrics.table import SampleTable
 from tomosec.pipeline import Injection, Pipeline
 from tomosec.progress import Progress
-from tomosec.record import Cost, SeedResult, Strength
+from tomosec.record import Cost, SeedResult, Strength, TransferResult
 from tomosec.run.artifacts import Artifact, Artifacts
 from tomosec.run.chain import Chain, reconstructed_samples
 from tomosec.run.evaluate import Examples, examples, predict, predict_images, stealth
 from tomosec.run.memory import StageMemory, peak_memory_mb
 from tomosec.run.score import conditions
 from tomosec.run.strength import Scaled, Scaler
+from tomosec.run.transfer import read_at
 from tomosec.run.victims import TrainedModel, Trainer
 from tomosec.tensorfile import read_tensors, write_tensors
 from tomosec.trigger import AdditiveTrigger, Trigger, load_trigger
@@ -42,15 +43,19 @@ class SeedRun:
 
 
 class SeedRunner:
-    """Runs one seed on a prepared chain."""
+    """Runs one seed on a prepared chain; ``settings`` has the chains at the experiment's transfer settings, by name."""
 
-    def __init__(self, chain: Chain, seed: int, artifacts: Artifacts, progress: Progress) -> None:
+    def __init__(
+        self, chain: Chain, seed: int, artifacts: Artifacts, progress: Progress, settings: Mapping[str, Chain] | None = None
+    ) -> None:
         self._chain, self._seed, self._artifacts, self._progress = chain, seed, artifacts, progress
         self._experiment = chain.experiment
         self._validation = reconstructed_samples(chain, "validation", seed, artifacts, progress)
         self._test = reconstructed_samples(chain, "test", seed, artifacts, progress)
         self._trainer = Trainer(chain, seed, self._validation, artifacts, progress)
         self._scaler = Scaler(chain, seed)
+        self._settings = settings or {}
+        self._transfer: list[TransferResult] = []
         self._tables: list[SampleTable] = []
         self._models: dict[str, TrainedModel] = {}
         self._trigger_artifact: Artifact | None = None
@@ -63,6 +68,7 @@ class SeedRunner:
         if "unscanned-images" in self._experiment.detail:
             self._show_unscanned(clean.network)
         if self._experiment.attack is None:
+            self._read_at_settings(None)
             return SeedRun(self._result(), SampleTable.concat(self._tables))
         trigger, key = self._unit_trigger(clean)
         chosen, tried = self._choose(self._inject(trigger, key), key, clean)
@@ -72,6 +78,7 @@ class SeedRunner:
         for model, network in (("clean", clean.network), ("attacked", attacked)):
             self._show(network, at_test, model=model, shown="triggered")
         random = self._controls(chosen, clean)
+        self._read_at_settings(at_test.trigger)
         return self._measured(chosen, tried, at_test, random)
 
     def _measured(self, chosen: Scaled, tried: list[dict[str, float]], at_test: Injection, random: Injection) -> SeedRun:
@@ -106,6 +113,14 @@ class SeedRunner:
             self._test, network, lambda positions: self._test.attenuation(positions) * circle, model="clean", shown="unscanned"
         )
         self._tables.append(images)
+
+    def _read_at_settings(self, trigger: Trigger | None) -> None:
+        """Let the clean and the attacked model read the test slices at the transfer settings."""
+        networks = {name: model.network for name, model in self._models.items() if name in ("clean", "attacked")}
+        for name, chain in self._settings.items():
+            tables, result = read_at(name, chain, self._seed, networks, trigger, self._artifacts, self._progress)
+            self._tables += tables
+            self._transfer.append(result)
 
     def _unit_trigger(self, clean: TrainedModel) -> tuple[Trigger, dict[str, Any]]:
         """The attack's trigger with unit RMS; an artifact of its own, whatever strength it is used at."""
@@ -243,6 +258,7 @@ class SeedRunner:
             conditions=conditions(table, chain.classes, chain.target, chain.sources),
             curves={role: model.curves for role, model in self._models.items()},
             cost=self._cost(),
+            transfer=tuple(self._transfer),
             **fields,
         )
 
