@@ -241,6 +241,34 @@ def test_elements_that_are_refused(tmp_path: Path, change: Any, message: str) ->
     assert str(folder) in str(caught.value)
 
 
+def test_a_scan_without_rescaling_is_refused_by_its_headers(tmp_path: Path) -> None:
+    folder = write_scan(tmp_path / "scan", SMALL, change=_set(3, RescaleSlope=None))
+    with pytest.raises(InputError, match=r"-3\.dcm: no RescaleSlope and RescaleIntercept"):
+        open_ct_pd(folder)
+
+
+def test_numbers_that_another_program_wrote_as_another_type_are_the_same_numbers(tmp_path: Path) -> None:
+    """Four characters of a decimal are also the four bytes of a float, and a length of 4e-11 mm is above 0."""
+    plain = open_ct_pd(write_scan(tmp_path / "plain", SMALL)).views[0]
+    for kind in ("DS", "FD"):
+        as_text = kind == "DS"
+        change = {
+            "7031_1003": (kind, "595." if as_text else 595.0),
+            "7031_1033": (
+                kind,
+                [str(SMALL.central_column), str(SMALL.central_row)] if as_text else [SMALL.central_column, SMALL.central_row],
+            ),
+            "7029_1010": ("IS" if as_text else "UL", str(SMALL.rows) if as_text else SMALL.rows),
+        }
+        folder = write_scan(tmp_path / kind, SMALL, implicit=False, change=lambda _, change=change: change)
+        found = open_ct_pd(folder).views[0].detector
+        assert (found.radius_mm, found.rows) == (595.0, SMALL.rows)
+        assert found.central_column == pytest.approx(plain.detector.central_column, rel=1e-6)
+    folder = write_scan(tmp_path / "LO", SMALL, implicit=False, change=lambda _: {"7031_1003": ("LO", "595.")})
+    with pytest.raises(InputError, match=r"\(7031,1003\): a finite number of type FL is needed, found none"):
+        open_ct_pd(folder)
+
+
 def test_a_missing_view_is_noticed(tmp_path: Path) -> None:
     folder = write_scan(tmp_path / "scan", SMALL)
     next(folder.glob("*-9.dcm")).unlink()

@@ -107,9 +107,9 @@ def _wrong(path: Path, element: Element, problem: str) -> InputError:
 def _floats(path: Path, data: Any, element: Element, count: int = 1) -> list[float]:
     found = floats_of(data, element)
     if len(found) != count or not all(map(math.isfinite, found)):
-        wanted = "a finite number" if count == 1 else f"{count} finite numbers"
+        wanted = "a finite number of type FL is" if count == 1 else f"{count} finite numbers of type FL are"
         shown = ", ".join(f"{value:g}" for value in found[:4]) or "none"
-        raise _wrong(path, element, f"{wanted} of type FL is needed, found {shown}")
+        raise _wrong(path, element, f"{wanted} needed, found {shown}")
     return found
 
 
@@ -184,6 +184,7 @@ def read_view(path: Path) -> View:
             f"found {angle_shift:g} rad, at most {_LARGEST_ANGLE_SHIFT:g} is plausible; is the axial shift in its place?",
         )
     photons = floats_of(data, (0x7033, 0x1065))
+    _rescaling(path, data)
     numbered = number_of(data, "InstanceNumber")
     return View(
         path=path,
@@ -206,6 +207,14 @@ def _shift(path: Path, data: Any, element: Element) -> float:
     return _floats(path, data, element)[0] if floats_of(data, element) else 0.0
 
 
+def _rescaling(path: Path, data: Any) -> tuple[float, float]:
+    """Return slope and intercept, which belong to this file alone."""
+    slope, intercept = number_of(data, "RescaleSlope"), number_of(data, "RescaleIntercept")
+    if not slope or intercept is None:
+        raise InputError(f"{path}: no RescaleSlope and RescaleIntercept, without which stored values are no line integrals")
+    return slope, intercept
+
+
 def _is_transposed(path: Path, data: Any, detector: Detector) -> bool:
     found = (integer_of(data, "Rows"), integer_of(data, "Columns"))
     wanted = (detector.rows, detector.columns)
@@ -223,13 +232,11 @@ def read_projection(view: View) -> NDArray[np.float32]:
     """Read the line integrals of one projection, (detector rows, detector columns) float32, with the file's own rescaling.
 
     Raises:
-        InputError: damaged pixels, no rescaling, or line integrals that are not finite.
+        InputError: damaged pixels.
     """
     path = view.path
     data = load_file(path, pixels=True)
-    slope, intercept = number_of(data, "RescaleSlope"), number_of(data, "RescaleIntercept")
-    if not slope or intercept is None:
-        raise InputError(f"{path}: no RescaleSlope and RescaleIntercept, without which stored values are no line integrals")
+    slope, intercept = _rescaling(path, data)
     shape = (view.detector.rows, view.detector.columns)
     stored = stored_pixels(path, data, shape[::-1] if view.transposed else shape)
     values = stored.T if view.transposed else stored
