@@ -58,6 +58,8 @@ _TEXTS: dict[str, Element] = {
 }
 #: A shift of the focal spot along the circle is a small angle; a larger one is a length, as dictionaries confuse the two.
 _LARGEST_ANGLE_SHIFT = 0.05
+#: Lengths of any scanner. Text read as the bytes of a float, which implicit coding cannot tell, is far outside.
+_LENGTHS_MM = (1e-3, 1e5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,9 @@ def _floats(path: Path, data: Any, element: Element, count: int = 1) -> list[flo
 
 def _length(path: Path, data: Any, element: Element) -> float:
     value = _floats(path, data, element)[0]
-    if value <= 0:
-        raise _wrong(path, element, f"found {value:g}; a length above 0 mm is needed")
+    low, high = _LENGTHS_MM
+    if not low <= value <= high:
+        raise _wrong(path, element, f"found {value:g}; a length of {low:g} to {high:g} mm is needed")
     return value
 
 
