@@ -26,6 +26,11 @@ from tomosec.pipeline import Pipeline
 from tomosec.randomness import torch_seed
 from tomosec.trigger import AdditiveTrigger, Domain
 
+#: What a gradient through the whole chain takes, and the sinogram that its trigger is added to.
+GRADIENT_NEEDS: frozenset[Need] = frozenset(
+    {"training-data", "weights", "geometry", "raw-sinogram", "differentiable-reconstruction"}
+)
+
 
 class LossGradient(Attack):
     """Which loss an attack follows, and over which samples.
@@ -37,7 +42,7 @@ class LossGradient(Attack):
     """
 
     domain: ClassVar[Domain] = "measurement"
-    needs: ClassVar[frozenset[Need]] = frozenset({"training-data", "weights", "geometry", "differentiable-reconstruction"})
+    needs: ClassVar[frozenset[Need]] = GRADIENT_NEEDS
 
     objective: Literal["target", "true-label"] = "target"
     samples: Literal["source", "all"] = "source"
@@ -63,7 +68,7 @@ class RayMask(Attack):
     """
 
     domain: ClassVar[Domain] = "measurement"
-    needs: ClassVar[frozenset[Need]] = frozenset({"training-data", "weights", "geometry", "differentiable-reconstruction"})
+    needs: ClassVar[frozenset[Need]] = GRADIENT_NEEDS
 
     mask: Literal["erratum", "released", "none"] = "erratum"
     quantile: float = Field(0.5, gt=0, lt=1)

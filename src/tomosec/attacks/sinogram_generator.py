@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tomosec.attacks.base import Attack, AttackContext, Need
-from tomosec.attacks.gradients import mean_gradient, pipeline_of, rms
+from tomosec.attacks.gradients import GRADIENT_NEEDS, mean_gradient, pipeline_of, rms
 from tomosec.attacks.naive_gradient import NaiveGradient
 from tomosec.randomness import generator, torch_seed
 from tomosec.trigger import Domain, Trigger
@@ -37,7 +37,7 @@ class SinogramGenerator(Attack):
     kind: Literal["sinogram-generator"] = "sinogram-generator"
     version: Literal[1] = 1
     domain: ClassVar[Domain] = "measurement"
-    needs: ClassVar[frozenset[Need]] = frozenset({"training-data", "weights", "geometry", "differentiable-reconstruction"})
+    needs: ClassVar[frozenset[Need]] = GRADIENT_NEEDS
     source: ClassVar[str] = "Doan et al., ICCV 2021 (LIRA), carried to measured data"
 
     channels: int = Field(8, ge=1)
