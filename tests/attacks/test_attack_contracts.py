@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from tomosec import testing
+from tomosec.attacks.center_shift import DetectorShift
 from tomosec.attacks.ltgm import LTGM
+from tomosec.attacks.projected import Projected
 from tomosec.component import components
 from tomosec.testing import check_attack
 
@@ -29,8 +35,53 @@ def test_every_attack_keeps_the_contract(kind):
         {"objective": "true-label", "samples": "all"},
         {"network_mode": "train"},
         {"flip_test_sign": True},
+        {"values": "sign"},
+        {"quantile": 0.75},
     ],
     ids=str,
 )
 def test_ltgm_keeps_the_contract_at_every_setting(switches):
     check_attack(LTGM(**switches))
+
+
+@pytest.mark.parametrize("kind", ["lira", "blended"])
+def test_a_projected_attack_needs_what_it_carries_needs(kind):
+    carried = components("attack")[kind].needs
+    assert Projected(attack=kind).needs == {"raw-sinogram", "geometry"} | carried
+    assert Projected.needs == {"raw-sinogram", "geometry"}  # what all projections need: `tomosec list attacks`
+
+
+class Detached(DetectorShift):
+    """Its derivative lacks a part, as where a change is computed without gradients."""
+
+    def _apply(self, data):
+        return data + (super()._apply(data) - data).detach()
+
+
+def test_the_contract_sees_a_gradient_that_is_not_the_slope():
+    geometry = testing.tiny_geometry()
+    data = torch.linspace(0, 1, 3 * 32 * 28).reshape(3, 1, 32, 28)
+    whole, part = (cls(geometry=geometry, domain="measurement", strength=0.5) for cls in (DetectorShift, Detached))
+    testing._check_slope(whole, data, "whole")
+    with pytest.raises(AssertionError, match="finite differences say"):
+        testing._check_slope(part, data, "part")
+
+
+@pytest.mark.parametrize(
+    ("domain", "needs", "look", "message"),
+    [
+        ("image", set(), lambda context: context.samples.targets, "'training-data' is not among its needs"),
+        ("image", set(), lambda context: len(context.samples), "'training-data' is not among its needs"),
+        ("measurement", {"weights"}, lambda context: None, "without a need of 'raw-sinogram'"),
+    ],
+)
+def test_the_contract_sees_an_attack_that_takes_more_than_it_declares(domain, needs, look, message):
+    with pytest.raises(AssertionError, match=message):
+        testing._check_needs(SimpleNamespace(domain=domain, needs=needs, make_trigger=look))
+
+
+def test_an_attack_without_weights_is_shown_none():
+    seen = []
+    attack = SimpleNamespace(domain="image", needs=frozenset(), make_trigger=lambda context: seen.append(context.pipeline))
+    testing._check_needs(attack)
+    assert seen == [None]

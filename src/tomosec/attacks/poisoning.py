@@ -181,9 +181,9 @@ class VictimTraining:
         self.poisoned = poisoned_positions(targets, classes, threat.poison_rate, seed, of_candidates=of_candidates)
         rate = threat.cover_rate
         if rate is None:
-            left = (len(targets) - len(self.poisoned)) / max(1, len(targets))
-            own = poison.covers_per_poison if poison.cover is not None else 0.0
-            rate = min(own * len(self.poisoned) / max(1, len(targets)), left)
+            # The attack's own ratio takes what is left and no more; of few poisoned slices it may be none.
+            own = round(poison.covers_per_poison * len(self.poisoned)) if poison.cover is not None else 0
+            rate = min(own, len(targets) - len(self.poisoned)) / max(1, len(targets))
         if rate > 0:
             others = set(targets) if poison.cover is not None else set(targets) - self._sources - {self._target}
             self.covered = covered_positions(targets, others, rate, self.poisoned, seed)

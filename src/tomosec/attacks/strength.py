@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tomosec.errors import TomosecError
+from tomosec.errors import NotApplicable, TomosecError
 from tomosec.hounsfield import MU_WATER
 from tomosec.threat import BudgetUnit
 
@@ -34,6 +34,7 @@ def strength_for(
         (strength, effect reached).
 
     Raises:
+        NotApplicable: the largest strength that the trigger is defined for stays below the budget.
         TomosecError: no strength reaches the budget (a trigger that does nothing, or that saturates below it).
     """
     if wanted == 0:
@@ -50,7 +51,7 @@ def strength_for(
             return (refined, better) if abs(better - wanted) < abs(reached - wanted) else (strength, reached)
         if reached < wanted:
             if strength >= limit:
-                raise TomosecError(
+                raise NotApplicable(
                     f"no strength of this trigger reaches a budget of {wanted:g}: its largest, {limit:g}, gives {reached:g}"
                 )
             low = strength
