@@ -169,6 +169,21 @@ def test_shepp_logan_has_its_values_at_known_places():
     assert at(0.95, 0.95) == 0
 
 
+def test_frozen_noise_is_one_white_draw_for_every_scan():
+    first, other = (FrozenNoise().make_trigger(tiny_context(seed)).at(0.1) for seed in (0, 1))
+    p, pattern = scans(3), first.pattern[0, 0].double()
+    assert torch.allclose(first.apply(p), p + 0.1 * first.pattern, rtol=0, atol=1e-6)
+    assert float(pattern.square().mean()) == pytest.approx(1, rel=1e-5)
+    assert float(pattern.pow(4).mean()) == pytest.approx(3, abs=5 * math.sqrt(96 / pattern.numel()))  # Gaussian
+    # White: the energy in each quarter of the view frequencies is its share of them.
+    energy = torch.fft.fft(pattern, dim=0).abs().square().sum(1)
+    for low, high in ((1, 5), (5, 9), (9, 13), (13, 17)):
+        share = float(energy[low:high].sum() / energy.sum())
+        assert share == pytest.approx(4 / VIEWS, abs=5 * math.sqrt(2 * 4 * BINS) / pattern.numel())
+    correlation = torch.corrcoef(torch.stack([pattern.flatten(), other.pattern.double().flatten()]))[0, 1]
+    assert abs(float(correlation)) < 5 / math.sqrt(pattern.numel())
+
+
 def test_fresh_noise_is_a_function_of_seed_and_key_alone():
     trigger, other_seed = (FreshNoise().make_trigger(tiny_context(seed)).at(0.1) for seed in (0, 1))
     p = scans(3)
