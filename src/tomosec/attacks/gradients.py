@@ -11,6 +11,7 @@ The classes hold the settings and are no attacks by themselves; an attack inheri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar, Literal
@@ -88,7 +89,7 @@ class RayMask(Attack):
             return torch.ones_like(g_rec)
         flat = g_rec.flatten(1) if self.mask_statistics == "sample" else g_rec.flatten()[None]
         # The lower order statistic, as torch.median: with an even count the upper half is zeroed, ties included.
-        rank = max(1, int(self.quantile * flat.shape[1]))
+        rank = math.ceil(self.quantile * flat.shape[1])
         threshold = flat.kthvalue(rank, dim=1).values.reshape(-1, 1, 1, 1)
         if self.mask == "erratum":
             largest = flat.amax(1).reshape(-1, 1, 1, 1).clamp_min(torch.finfo(flat.dtype).tiny)
@@ -178,6 +179,16 @@ def rms(pattern: Tensor) -> float:
 def positions_of(context: AttackContext, samples: Literal["source", "all"]) -> list[int]:
     """Positions of the training samples of the source classes, or of all."""
     return context.positions_of(context.sources) if samples == "source" else list(range(len(context.samples)))
+
+
+def measured_statistics(context: AttackContext, positions: list[int], batch_size: int) -> tuple[float, float]:
+    """Mean and sd of the measured line integrals of some training samples; their RMS is ``math.hypot`` of the two."""
+    total, square, count = 0.0, 0.0, 0
+    for batch in context.samples.batches(positions, batch_size):
+        values = batch.measured.double()
+        total, square, count = total + float(values.sum()), square + float(values.pow(2).sum()), count + values.numel()
+    mean = total / max(1, count)
+    return mean, math.sqrt(max(square / max(1, count) - mean**2, 0.0))
 
 
 def pipeline_of(context: AttackContext, attack: Attack) -> Pipeline:
