@@ -8,9 +8,16 @@ import pytest
 import torch
 
 from tomosec import testing
+from tomosec.attacks.blended import Blended
+from tomosec.attacks.bpp import BPP
 from tomosec.attacks.center_shift import DetectorShift
+from tomosec.attacks.i0_drift import I0Drift
 from tomosec.attacks.ltgm import LTGM
+from tomosec.attacks.poisoning import Poison
 from tomosec.attacks.projected import Projected
+from tomosec.attacks.reconstruction_gradient import ReconstructionGradient
+from tomosec.attacks.refool import Refool
+from tomosec.attacks.sig import SIG
 from tomosec.component import components
 from tomosec.testing import check_attack
 
@@ -42,6 +49,32 @@ def test_every_attack_keeps_the_contract(kind):
 )
 def test_ltgm_keeps_the_contract_at_every_setting(switches):
     check_attack(LTGM(**switches))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        Blended(clean_label=True, pattern="noise"),
+        BPP(dither="none"),
+        I0Drift(profile="constant"),
+        ReconstructionGradient(mask="released", mask_scope="mean"),
+        Refool(clean_label=True, ghost_rate=1.0),
+        SIG(clean_label=True, test_gain=2.0),
+    ],
+    ids=lambda attack: attack.kind,
+)
+def test_variants_keep_the_contract(attack):
+    check_attack(attack)
+
+
+@pytest.mark.parametrize("attack", [SIG(test_gain=2.0), LTGM(flip_test_sign=True)], ids=lambda attack: attack.kind)
+def test_poison_of_another_strength_costs_no_reconstruction(attack, monkeypatch):
+    imaging = testing.tiny_context().pipeline.imaging
+    injection = imaging.inject(attack.make_trigger(testing.tiny_context()).at(0.5))
+    monkeypatch.setattr(type(imaging), "inject", lambda *_: pytest.fail("the trigger is reconstructed again"))
+    poison = Poison.of(attack, injection)
+    assert poison.trigger.effect is injection.effect
+    assert poison.trigger.trigger.strength == attack.at_training_time(injection.trigger).strength != 0.5
 
 
 @pytest.mark.parametrize("kind", ["lira", "blended"])

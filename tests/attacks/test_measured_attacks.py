@@ -111,6 +111,19 @@ def test_view_streak_is_the_same_views_in_every_bin():
     assert float(pattern[2:31].abs().max()) == 0
 
 
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (DetectorStreak(bins=29), "bins is 29, but the detector has 28"),
+        (ViewStreak(views=33), "views is 33, but the scan has 32"),
+    ],
+    ids=lambda value: getattr(value, "kind", None),
+)
+def test_a_streak_wider_than_the_scan_is_refused(attack, message):
+    with pytest.raises(InputError, match=message):
+        attack.make_trigger(tiny_context())
+
+
 def test_constant_offset_and_constant_drift_add_one_number():
     p = scans()
     for attack in (ConstantOffset(), I0Drift(profile="constant")):

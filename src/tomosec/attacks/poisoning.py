@@ -29,7 +29,7 @@ from tomosec.errors import InputError
 from tomosec.pipeline import Injection
 from tomosec.randomness import generator
 from tomosec.threat import ThreatModel
-from tomosec.trigger import Trigger
+from tomosec.trigger import AdditiveTrigger, Trigger
 
 
 class ImageSource(Protocol):
@@ -61,9 +61,15 @@ class Poison:
     @classmethod
     def of(cls, attack: Attack, injection: Injection) -> Poison:
         """The poison of an attack's trigger at its strength."""
+        own = injection.trigger
 
         def variant(trigger: Trigger) -> Injection:
-            return injection if trigger is injection.trigger else injection.imaging.inject(trigger)
+            if trigger is own:
+                return injection
+            additive = isinstance(trigger, AdditiveTrigger) and isinstance(own, AdditiveTrigger) and trigger.site == own.site
+            if additive and torch.equal(trigger.tensors()["pattern"], own.tensors()["pattern"]):
+                return injection.at(trigger.strength)  # the image of its pattern is known
+            return injection.imaging.inject(trigger)
 
         covering = attack.covering(injection.trigger)
         return cls(
