@@ -138,6 +138,7 @@ def check_attack(attack: Attack) -> None:
     for name, variant in _variants(attack, strongest).items():
         _check_trigger(variant, data, name)
         assert variant.strength <= strongest.strength or name == "test", f"{name}: stronger than what the budget is of"
+    _check_definition(attack, strongest)
     strong = strongest.apply(data, KEYS)
 
     states = _random_states()
@@ -167,6 +168,18 @@ def _variants(attack: Attack, trigger: Trigger) -> dict[str, Trigger]:
     covering = attack.covering(trigger)
     cover = {} if covering is None else {"cover": covering}
     return {"trigger": trigger, "test": attack.at_test_time(trigger), "training": attack.at_training_time(trigger), **cover}
+
+
+def _check_definition(attack: Attack, trigger: Trigger) -> None:
+    """What an attack says about its training and its test does not contradict itself."""
+    shown, covers = attack.at_test_time(trigger), attack.covers_per_poison()
+    ours, theirs = trigger.tensors(), shown.tensors()
+    same = type(shown) is type(trigger) and ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert same, "at test time a trigger may have another strength, and nothing else"
+    assert covers == 0 or (covers > 0 and attack.covering(trigger) is not None), f"{covers:g} covers per poison, but no cover"
+    allowed = attack.allowed_access()
+    assert allowed, "no access allows it"
+    assert not (attack.keeps_labels() and "training-control" in allowed), "clean-label is a poisoning of data, not of a training"
 
 
 def _check_trigger(trigger: Trigger, data: Tensor, name: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tomosec import testing
+from tomosec.attacks.base import Attack
 from tomosec.attacks.blended import Blended
 from tomosec.attacks.bpp import BPP
 from tomosec.attacks.center_shift import DetectorShift
@@ -20,6 +21,7 @@ from tomosec.attacks.refool import Refool
 from tomosec.attacks.sig import SIG
 from tomosec.component import components
 from tomosec.testing import check_attack
+from tomosec.trigger import AdditiveTrigger
 
 
 @pytest.mark.parametrize("kind", components("attack"))
@@ -111,6 +113,45 @@ def test_the_contract_sees_a_gradient_that_is_not_the_slope():
 def test_the_contract_sees_an_attack_that_takes_more_than_it_declares(domain, needs, look, message):
     with pytest.raises(AssertionError, match=message):
         testing._check_needs(SimpleNamespace(domain=domain, needs=needs, make_trigger=look))
+
+
+class TwoFaced(Attack):
+    """Contradictions, one by one; without a kind of its own it is no component."""
+
+    def at_test_time(self, trigger):
+        return AdditiveTrigger(trigger.pattern.flip(-1), geometry=trigger.geometry, domain="image")
+
+
+class CoverWithoutCover(Attack):
+    """As above."""
+
+    def covers_per_poison(self):
+        return 1.0
+
+
+class CleanControl(Attack):
+    """As above."""
+
+    def keeps_labels(self):
+        return True
+
+    def allowed_access(self):
+        return frozenset({"training-control"})
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (TwoFaced, "another strength, and nothing else"),
+        (CoverWithoutCover, "1 covers per poison, but no cover"),
+        (CleanControl, "clean-label is a poisoning of data"),
+    ],
+)
+def test_the_contract_sees_an_attack_that_contradicts_itself(cls, message):
+    trigger = SIG().make_trigger(testing.tiny_context())
+    testing._check_definition(Attack(), trigger)
+    with pytest.raises(AssertionError, match=message):
+        testing._check_definition(cls(), trigger)
 
 
 def test_an_attack_without_weights_is_shown_none():
