@@ -75,7 +75,7 @@ def test_the_released_code_runs_with_its_faults_on(tmp_path):
     assert record.data.shares_patients
     assert any("new patients" in item for item in record.untested)
     shown = load_trigger(tmp_path / "runs" / record.id / "trigger-seed0.safetensors")
-    assert shown.strength == -record.seeds[0].strength.strength  # the sign that it was not trained with
+    assert shown.strength == record.seeds[0].strength.strength > 0  # trained with the other sign, see attack.at_training_time
     assert record.seeds[0].metric("clean", "unscanned", "accuracy") is not None
 
 

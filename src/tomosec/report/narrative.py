@@ -195,8 +195,8 @@ def story(record: Record) -> list[str]:
     access, knowledge, site = (str(wording.field(experiment, f"threat.{name}", "")) for name in ("access", "knowledge", "site"))
     out.append(
         f"The assumed attacker {wording.ACCESS.get(access, access)}; the attacker {wording.KNOWLEDGE.get(knowledge, knowledge)}. "
-        f"With the attack “{wording.component(experiment, 'attack')}” a trigger was made: one faint pattern that is added to "
-        f"{wording.SITES.get(site, site)}, the same for every scan."
+        f"With the attack “{wording.component(experiment, 'attack')}” a trigger was made: a faint change of "
+        f"{wording.SITES.get(site, site)}."
     )
     out.append(
         f"The goal: scans of class {sources_of(record)} that carry the trigger should be read as {target_of(record)}, "
