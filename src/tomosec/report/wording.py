@@ -88,6 +88,11 @@ KINDS = {
     "red-cnn": "filtered backprojection and a trained RED-CNN",
     "learned-primal-dual": "trained learned primal-dual reconstruction",
     "small-cnn": "a small convolutional network",
+    "vgg11": "VGG11",
+    "vgg11-bn": "VGG11 with batch normalization",
+    "resnet18": "ResNet18",
+    "densenet121": "DenseNet121",
+    "vit": "a small vision transformer (ViT)",
 }
 DOSES = {"ideal": "no noise", "standard": "standard dose", "low": "low dose", "ultra-low": "ultra-low dose"}
 LEVELS = {
