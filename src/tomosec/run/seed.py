@@ -1,4 +1,4 @@
-"""One seed of an experiment: clean model, trigger, strength, victims, controls, and what is measured on the test slices."""
+"""One seed of an experiment: clean model, surrogate, trigger, strength, victims, controls, and what the test slices show."""
 
 from __future__ import annotations
 
@@ -67,8 +67,9 @@ class SeedRunner:
         at_test = self._at_test(chosen.injection)
         attacked = self._models["attacked"].network
         self._show(attacked, None, model="attacked", shown="clean")
-        for model, network in (("clean", clean.network), ("attacked", attacked)):
-            self._show(network, at_test, model=model, shown="triggered")
+        for model in ("clean", "surrogate", "attacked"):
+            if model in self._models:
+                self._show(self._models[model].network, at_test, model=model, shown="triggered")
         random = self._controls(chosen, clean)
         return self._measured(chosen, tried, at_test, random)
 
@@ -106,7 +107,10 @@ class SeedRunner:
         self._tables.append(images)
 
     def _unit_trigger(self, clean: TrainedModel) -> tuple[Trigger, dict[str, Any]]:
-        """The attack's trigger with unit RMS; an artifact of its own, whatever strength it is used at."""
+        """The attack's trigger with unit RMS; an artifact of its own, whatever strength it is used at.
+
+        Its gradients are those of the clean model or, where the attacker does not know it, of the surrogate.
+        """
         attack, threat = cast(Attack, self._experiment.attack), self._experiment.threat
         missing = self._missing(attack)
         if missing:
@@ -114,13 +118,14 @@ class SeedRunner:
         if threat.access not in attack.allowed_access():
             allowed = " or ".join(sorted(attack.allowed_access()))
             raise NotApplicable(f"attack {getattr(attack, 'kind', '')!r}: as defined it needs threat.access {allowed}")
-        key = {**self._trainer.clean_key, "attack": attack, "goal": threat.goal}
+        known = clean if threat.knowledge == "white-box" else self._surrogate()
+        key = {**known.key, "attack": attack, "goal": threat.goal}
 
         def make(folder: Path) -> dict[str, Any]:
             context = AttackContext(
                 geometry=self._chain.imaging.geometry,
                 samples=self._chain.samples("train", self._seed),
-                pipeline=Pipeline(self._chain.imaging, clean.network).requires_grad_(False),
+                pipeline=Pipeline(self._chain.imaging, known.network).requires_grad_(False),
                 target=self._chain.target,
                 sources=self._chain.sources,
                 seed=self._seed,
@@ -133,6 +138,12 @@ class SeedRunner:
 
         self._trigger_artifact = artifact = self._artifacts.get("trigger", key, make)
         return load_trigger(artifact.folder / "trigger.safetensors").at(1.0, site=threat.site), key
+
+    def _surrogate(self) -> TrainedModel:
+        """The attacker's own network, and how it reads clean scans."""
+        self._models["surrogate"] = surrogate = self._trainer.surrogate()
+        self._show(surrogate.network, None, model="surrogate", shown="clean")
+        return surrogate
 
     def _missing(self, attack: Attack) -> str:
         """What the attack needs and this chain does not have, or an empty string."""
