@@ -89,6 +89,8 @@ def test_the_order_of_keys_does_not_matter() -> None:
         ("victim_training", None),
         ("geometry.start", 0),
         ("geometry.pixel_mm", 12),
+        ("surrogate", None),
+        ("threat.knowledge", "white-box"),
     ],
 )
 def test_spelling_out_a_default_does_not_change_it(path: str, value: Any) -> None:
@@ -197,12 +199,31 @@ def test_digest_refuses_nan() -> None:
         ("controls", ["white"], "controls"),
         ("network", None, "network"),
         ("data", 3, "a dataset is a mapping"),
+        ("surrogate", "resnet18", r"surrogate: 'resnet18' would not be used, because threat\.knowledge is 'white-box'"),
+        ("threat.knowledge", "surrogate", r"surrogate: this field is required where threat\.knowledge is 'surrogate'"),
+        ("threat.knowledge", "black-box", "threat.knowledge.*'white-box' or 'surrogate'"),
+        ("surrogate", "resnet81", r"surrogate: no network of kind 'resnet81' \(did you mean 'resnet18'\?\)"),
+        ("surrogate", {"kind": "ltgm"}, "no network of kind 'ltgm'"),
     ],
 )
 def test_a_wrong_field_is_named_with_what_it_holds(path: str, value: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         parse_experiment(changed(path, value), "my.yaml")
     assert "my.yaml" in str(error.value)
+
+
+def test_a_surrogate_is_part_of_the_identity() -> None:
+    known = {**BASE, "threat": {"knowledge": "surrogate"}}
+    found = [identity({**known, "surrogate": kind}) for kind in ("small-cnn", "resnet18", {"kind": "small-cnn", "dropout": 0.2})]
+    assert len({identity(BASE), *found}) == 4
+
+
+@pytest.mark.parametrize("surrogate", [{}, {"surrogate": "small-cnn"}])
+def test_a_surrogate_without_an_attack_is_refused(surrogate: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"threat\.knowledge 'surrogate' .* but attack is none"):
+        parse_experiment({**BASE, "attack": None, "threat": {"knowledge": "surrogate"}, **surrogate})
+    with pytest.raises(InputError, match=r"would not be used, because threat\.knowledge is 'white-box'"):
+        parse_experiment({**BASE, "attack": None, "surrogate": "small-cnn"})
 
 
 @pytest.mark.parametrize("name", ["data", "split", "geometry", "acquisition", "reconstruction", "network"])

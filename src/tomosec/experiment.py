@@ -47,6 +47,8 @@ class Experiment(Value):
         victim_training: how victims are trained; as ``training`` when empty.
         threat: access, knowledge, goal and budget of the attacker.
         attack: None measures the clean chain alone.
+        surrogate: the network that the attacker trains and takes gradients from, where ``threat.knowledge`` is ``surrogate``.
+            It is trained as the clean model is, on the same training slices, with initial weights and an order of its own.
         controls: ``random-trigger`` shows a random trigger of equal budget to the attacked model; ``white-victim`` and
             ``spectrum-victim`` train a victim on a frozen random trigger of equal budget, white or with T's spectrum.
         seeds: initialisation, order, noise and trigger differ by seed; a count n stands for 0 .. n - 1.
@@ -67,6 +69,7 @@ class Experiment(Value):
     victim_training: Training | None = None
     threat: ThreatModel = ThreatModel()
     attack: Annotated[SerializeAsAny[Component] | None, of_family("attack", optional=True)] = None
+    surrogate: Annotated[SerializeAsAny[Component] | None, of_family("network", optional=True)] = None
     controls: tuple[Control, ...] = ("random-trigger", "white-victim", "spectrum-victim")
     seeds: tuple[int, ...] = (0, 1, 2)
     detail: tuple[Literal["unscanned-images"], ...] = ()
@@ -133,6 +136,23 @@ class Experiment(Value):
         """
         fields = {name: value for name, value in canonical(self).items() if name not in DESCRIPTIVE}
         return digest({"experiment": fields, "data": manifest, "numerics": NUMERICS_VERSION})
+
+    @model_validator(mode="after")
+    def _surrogate_fits_threat(self) -> Experiment:
+        knowledge, kind = self.threat.knowledge, getattr(self.surrogate, "kind", "")
+        if knowledge == "surrogate" and self.attack is None:
+            raise ValueError("threat.knowledge 'surrogate' is about how an attack is made, but attack is none; leave it out")
+        if knowledge == "surrogate" and self.surrogate is None:
+            raise ValueError(
+                "surrogate: this field is required where threat.knowledge is 'surrogate'; it holds the network that the attacker "
+                "trains, such as surrogate: {kind: resnet18}"
+            )
+        if knowledge != "surrogate" and self.surrogate is not None:
+            raise ValueError(
+                f"surrogate: {kind!r} would not be used, because threat.knowledge is {knowledge!r}; "
+                "set threat.knowledge: surrogate, or leave surrogate out"
+            )
+        return self
 
 
 def _shown(value: Any) -> str:

@@ -10,12 +10,14 @@ from tomosec.metrics.table import split_input
 
 MODELS = {
     "clean": "Clean model",
+    "surrogate": "Surrogate",
     "attacked": "Attacked model",
     "control-white": "Control victim, white noise",
     "control-spectrum": "Control victim, same spectrum",
 }
 MODEL_NOTES = {
     "clean": "trained without any attack; on triggered scans it gives the floor: errors that the trigger causes by itself",
+    "surrogate": "the network that the trigger was made on, trained by the attacker without a backdoor on the same scans",
     "attacked": "trained under the threat model with the attack's trigger",
     "control-white": "trained like the attacked model on a frozen white-noise trigger of equal size; is a learned one needed?",
     "control-spectrum": "the same with a random trigger that has the learned one's spectrum; is its exact shape needed?",
@@ -68,6 +70,8 @@ ACCESS = {
 }
 KNOWLEDGE = {
     "white-box": "knows the network, the reconstruction and the geometry, and holds the training scans",
+    "surrogate": "makes the trigger without the network, on a surrogate trained for it on the same scans; knows the "
+    "reconstruction and the geometry",
 }
 SITES = {
     "counts": "photon counts (after quantum noise, before electronic noise and logarithm)",
@@ -118,6 +122,11 @@ KINDS = {
     "red-cnn": "filtered backprojection and a trained RED-CNN",
     "learned-primal-dual": "trained learned primal-dual reconstruction",
     "small-cnn": "a small convolutional network",
+    "vgg11": "VGG11",
+    "vgg11-bn": "VGG11 with batch normalization",
+    "resnet18": "ResNet18",
+    "densenet121": "DenseNet121",
+    "vit": "a small vision transformer (ViT)",
 }
 DOSES = {"ideal": "no noise", "standard": "standard dose", "low": "low dose", "ultra-low": "ultra-low dose"}
 LEVELS = {
@@ -327,6 +336,19 @@ def component(experiment: Mapping[str, Any], name: str) -> str:
     """A component for people."""
     found = kind(experiment, name)
     return KINDS.get(found, found)
+
+
+def knowledge(experiment: Mapping[str, Any]) -> str:
+    """What the attacker knows, for people; with the surrogate, where there is one."""
+    name = str(field(experiment, "threat.knowledge", ""))
+    text = KNOWLEDGE.get(name, name)
+    return f"{text}. The surrogate is {surrogate(experiment)}" if experiment.get("surrogate") else text
+
+
+def surrogate(experiment: Mapping[str, Any]) -> str:
+    """The surrogate for people; one of the same architecture is another network all the same."""
+    same = " as the network is, trained from other initial weights" if experiment["surrogate"] == experiment["network"] else ""
+    return f"{component(experiment, 'surrogate')}{same}"
 
 
 def plain(item: Any) -> str:

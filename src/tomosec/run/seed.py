@@ -1,4 +1,4 @@
-"""One seed of an experiment: clean model, trigger, strength, victims, controls, and what is measured on the test slices."""
+"""One seed of an experiment: clean model, surrogate, trigger, strength, victims, controls, and what the test slices show."""
 
 from __future__ import annotations
 
@@ -75,8 +75,9 @@ class SeedRunner:
         at_test = self._at_test(chosen.injection)
         attacked = self._models["attacked"].network
         self._show(attacked, None, model="attacked", shown="clean")
-        for model, network in (("clean", clean.network), ("attacked", attacked)):
-            self._show(network, at_test, model=model, shown="triggered")
+        for model in ("clean", "surrogate", "attacked"):
+            if model in self._models:
+                self._show(self._models[model].network, at_test, model=model, shown="triggered")
         random = self._controls(chosen, clean)
         self._read_at_settings(at_test.trigger)
         return self._measured(chosen, tried, at_test, random)
@@ -123,7 +124,10 @@ class SeedRunner:
             self._transfer.append(result)
 
     def _unit_trigger(self, clean: TrainedModel) -> tuple[Trigger, dict[str, Any]]:
-        """The attack's trigger with unit RMS; an artifact of its own, whatever strength it is used at."""
+        """The attack's trigger with unit RMS; an artifact of its own, whatever strength it is used at.
+
+        Its gradients are those of the clean model or, where the attacker does not know it, of the surrogate.
+        """
         attack, threat = cast(Attack, self._experiment.attack), self._experiment.threat
         missing = self._missing(attack)
         if missing:
@@ -131,13 +135,14 @@ class SeedRunner:
         if threat.access not in attack.allowed_access():
             allowed = " or ".join(sorted(attack.allowed_access()))
             raise NotApplicable(f"attack {getattr(attack, 'kind', '')!r}: as defined it needs threat.access {allowed}")
-        key = self._trigger_key = {**self._trainer.clean_key, "attack": attack, "goal": threat.goal}
+        known = clean if threat.knowledge == "white-box" else self._surrogate()
+        key = self._trigger_key = {**known.key, "attack": attack, "goal": threat.goal}
 
         def make(folder: Path) -> dict[str, Any]:
             context = AttackContext(
                 geometry=self._chain.imaging.geometry,
                 samples=self._chain.samples("train", self._seed),
-                pipeline=Pipeline(self._chain.imaging, clean.network).requires_grad_(False),
+                pipeline=Pipeline(self._chain.imaging, known.network).requires_grad_(False),
                 target=self._chain.target,
                 sources=self._chain.sources,
                 seed=self._seed,
@@ -169,6 +174,12 @@ class SeedRunner:
             return read_tensors(artifact.folder / "effect.safetensors")[0]["effect"]
 
         return imaging.inject(trigger, effect)
+
+    def _surrogate(self) -> TrainedModel:
+        """The attacker's own network, and how it reads clean scans."""
+        self._models["surrogate"] = surrogate = self._trainer.surrogate()
+        self._show(surrogate.network, None, model="surrogate", shown="clean")
+        return surrogate
 
     def _missing(self, attack: Attack) -> str:
         """What the attack needs and this chain does not have, or an empty string."""
