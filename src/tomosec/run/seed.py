@@ -203,7 +203,13 @@ class SeedRunner:
         tried: list[dict[str, float]] = []
         results: list[tuple[bool, float, Scaled, TrainedModel]] = []
         for value in budget.candidates:
-            scaled = self._scaler.to_budget(injection, value)
+            try:
+                scaled = self._scaler.to_budget(injection, value)
+            except NotApplicable as reason:
+                if not results:
+                    raise
+                self._progress.message(f"Budget {value:g} {budget.unit} (seed {self._seed}): {reason}")
+                break  # a larger one is out of reach as well
             model = self._trainer.victim("attacked", Poison.of(attack, scaled.injection), key, clean)
             asr, loss = self._validate(model.network, clean.network, self._at_test(scaled.injection))
             if len(self._validation):
