@@ -69,7 +69,7 @@ def untested(record: Record) -> tuple[str, ...]:
     tested = "the one above and those of the transfer table" if settings else "the one above"
     out += [
         f"other scanners, kernels, doses and reconstructions than {tested}; a trigger may or may not carry over",
-        "genuine measurements: the scans are simulated from images with a monochromatic model, without scatter or beam hardening",
+        _other_physics(experiment),
         "defenses: none was run, so nothing is said about whether anybody would notice",
         "how visible the change is to a radiologist: HU, PSNR and SSIM are no reader study",
         _other_attackers(experiment),
@@ -85,6 +85,13 @@ def untested(record: Record) -> tuple[str, ...]:
     if len(experiment.get("seeds", ())) < 3:
         out.append("variation over seeds: fewer than three were run")
     return tuple(out)
+
+
+def _other_physics(experiment: Mapping[str, Any]) -> str:
+    """What the simulation leaves out of a scan."""
+    hardens = bool(experiment.get("acquisition", {}).get("beam_hardening"))
+    beam = "with a beam that hardens by a polynomial, without scatter" if hardens else "with one energy, without scatter"
+    return f"genuine measurements: the scans are simulated from images {beam}"
 
 
 def _other_attackers(experiment: Mapping[str, Any]) -> str:
