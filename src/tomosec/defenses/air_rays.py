@@ -18,7 +18,7 @@ class Reading(Residual):
     """The line integrals themselves, (B, views, bins)."""
 
     def values(self, p: Tensor) -> Tensor:
-        """p."""
+        """The reading."""
         return p[:, 0].double()
 
     def nominal(self, variance: Tensor) -> Tensor:
@@ -30,8 +30,8 @@ class AirRays(ResidualDetector):
     """Air rays: the mean of the rays that miss the object, by view, by bin and of all, must be that of clean scans.
 
     A ray is air where no clean scan that the detector was fitted to has an object on it. With z its reading in units of its
-    clean spread, each sum is Z = Σ z / √n, and the score the mean of Z² over all views, bins and the whole. It catches offsets of the
-    air calibration and of the tube current, which pass every test of consistency, and nothing that is inside the object's shadow.
+    clean spread, each sum is Z = Σ z / √n, and the score the mean of Z² over all views, bins and the whole. It catches offsets of
+    the air calibration and of the tube current, which pass every test of consistency, and nothing inside the object's shadow.
 
     Attributes:
         air_below: line integral; a ray is air where the mean of the clean scans, and their spread beyond noise, are below it

@@ -246,7 +246,9 @@ class Spread:
         variance = self.excess.to(values)
         if self.has_model:
             if nominal is None:
-                raise InputError("these scans have no noise model (noise_sd), but the calibration scans had one; give both or neither")
+                raise InputError(
+                    "these scans have no noise model (noise_sd), but the calibration scans had one; give both or neither"
+                )
             variance = variance + self.gain * nominal.to(values)
         return (values - self.mean.to(values)) / variance.clamp_min(self.floor).sqrt()
 

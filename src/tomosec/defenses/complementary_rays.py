@@ -23,7 +23,7 @@ class ExactDifference(Residual):
         self._geometry = geometry
 
     def values(self, p: Tensor) -> Tensor:
-        """p − C p."""
+        """The difference."""
         p = p.double()
         return (p - complementary(self._geometry, p))[:, 0]
 

@@ -21,8 +21,8 @@ GUARD = 6
 def slopes(geometry: FanBeam | ParallelBeam, radius_mm: float) -> tuple[float, float]:
     """Return how many bins a point at that radius moves at the least and at the most per rad of rotation, counter-clockwise.
 
-    For a fan these are the slopes −r / (L + r) and r / (L − r) of Mazin and Pelc, in fan angle on a curved detector and in u / D on
-    a flat one, where the same holds below half the source's radius.
+    For a fan these are the slopes −r / (L + r) and r / (L − r) of Mazin and Pelc, in fan angle on a curved detector and in u / D
+    on a flat one, where the same holds below half the source's radius.
     """
     phi = np.linspace(0, 2 * math.pi, 3601)
     h = 1e-5
@@ -78,7 +78,8 @@ class Wedge:
         """Variance of :meth:`project_out` for independent rays of the given variance (B, 1, views, bins)."""
         kernel = torch.fft.ifft2(self.outside.double().to(variance.device)).real
         spread = torch.fft.ifft2(torch.fft.fft2(self._turn(variance.double())) * torch.fft.fft2(kernel.square())).real
-        return spread[:, :, : self._views].clamp_min(0)
+        out: Tensor = spread[:, :, : self._views].clamp_min(0)
+        return out
 
     def _turn(self, p: Tensor) -> Tensor:
         """Half a turn of parallel rays continued to a whole one."""

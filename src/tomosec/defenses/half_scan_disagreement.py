@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from tomosec.defenses.residuals import Residual, ResidualDetector
-from tomosec.errors import InputError
+from tomosec.errors import InputError, LimitedAngleWarning
 from tomosec.geometry import Geometry
 from tomosec.reconstruction.fbp import FBP
 
@@ -19,7 +20,9 @@ class HalfDifference(Residual):
     exact_noise = False
 
     def __init__(self, geometry: Geometry) -> None:
-        self._fbp = FBP(geometry)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LimitedAngleWarning)  # what both images lack, their difference lacks
+            self._fbp = FBP(geometry)
         self._circle = torch.from_numpy(geometry.scan_circle())
         # FBP is linear, and half the views count double: 2 R(even) − 2 R(odd) is one reconstruction.
         self._sign = 2.0 * (-1.0) ** torch.arange(geometry.views)[:, None]
@@ -37,9 +40,9 @@ class HalfDifference(Residual):
 class HalfScanDisagreement(ResidualDetector):
     """Half-scan disagreement: images from even and from odd views must differ by noise alone.
 
-    The score is the mean square of R(even) − R(odd), filtered backprojection inside the scan circle, in units of its clean spread.
-    It sees what changes from view to view. What is the same in neighboring views, such as a streak of one bin, it misses, and coarse
-    sampling adds the object's own edges to both.
+    The score is the mean square of R(even) − R(odd), filtered backprojection inside the scan circle, in units of its clean
+    spread. It sees what changes from view to view. What is the same in neighboring views, such as a streak of one bin, it misses,
+    and coarse sampling adds the object's own edges to both.
     """
 
     kind: Literal["half-scan-disagreement"] = "half-scan-disagreement"

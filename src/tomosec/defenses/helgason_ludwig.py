@@ -82,7 +82,9 @@ class HelgasonLudwig(ResidualDetector):
 
     kind: Literal["helgason-ludwig"] = "helgason-ludwig"
     version: Literal[1] = 1
-    source: ClassVar[str] = "Helgason 1965; Ludwig 1966; in fan coordinates: Yu, Wei, Hsieh and Wang, IEEE Trans. Med. Imaging 25, 2006"
+    source: ClassVar[str] = (
+        "Helgason 1965; Ludwig 1966; in fan coordinates: Yu, Wei, Hsieh and Wang, IEEE Trans. Med. Imaging 25, 2006"
+    )
     adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-range-projected"})
 
     orders: int = Field(6, ge=0, le=20)

@@ -29,7 +29,7 @@ class NoiseFeatures(Residual):
         if scans.noise_sd is not None:
             v = scans.noise_sd[:, 0].double().square()
             variance = v[:, 2:] + 4 * v[:, 1:-1] + v[:, :-2]
-            second = second / variance.clamp_min(1e-12 + 1e-6 * float(v.mean())).sqrt()
+            second = second / (variance + 1e-6 * v.mean((1, 2), keepdim=True) + 1e-30).sqrt()
         return self._features(second), None
 
     def values(self, p: Tensor) -> Tensor:
@@ -57,9 +57,9 @@ class NoiseFeatures(Residual):
 class NoiseStatistics(ResidualDetector):
     """Noise statistics: the local variance of the noise and the correlation of its neighbors must be those of clean scans.
 
-    The noise is d = p(β − Δ) − 2 p(β) + p(β + Δ) over its sd by the scanner's noise model, v ≈ exp(p) / I0 + σ² exp(2p) / I0². The
-    features are log mean d² in tiles of the sinogram and the correlations of d between neighboring views and bins; the score is
-    their mean squared deviation from clean scans, too little noise counting as much as too much. Objects that few views sample
+    The noise is d = p(β − Δ) − 2 p(β) + p(β + Δ) over its sd by the scanner's noise model, v ≈ exp(p) / I0 + σ² exp(2p) / I0².
+    The features are log mean d² in tiles of the sinogram and the correlations of d between neighboring views and bins; the score
+    is their mean squared deviation from clean scans, too little noise counting as much as too much. Objects that few views sample
     coarsely leave their edges in d, which is in the clean spread.
 
     Attributes:

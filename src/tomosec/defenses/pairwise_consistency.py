@@ -71,8 +71,8 @@ class PairDifference(Residual):
 class PairwiseConsistency(ResidualDetector):
     """Pairwise fan-beam consistency of order 0: for two views whose chord misses the object, G(a) = G(b).
 
-    G = ∫ p(β, γ) / cos φ dγ, with φ the angle between the ray and the normal of the chord through the two sources: φ = γ ∓ δ / 2 for
-    views δ apart. It is the integral of the object over its distance from the chord. The score is the mean of the squared
+    G = ∫ p(β, γ) / cos φ dγ, with φ the angle between the ray and the normal of the chord through the two sources: φ = γ ∓ δ / 2
+    for views δ apart. It is the integral of the object over its distance from the chord. The score is the mean of the squared
     differences of all pairs at some separations, in units of their clean spread. Any arc in equal steps will do, short scans
     included. One number per pair: it sees what changes whole views, and little of fine patterns.
 
@@ -82,7 +82,9 @@ class PairwiseConsistency(ResidualDetector):
 
     kind: Literal["pairwise-consistency"] = "pairwise-consistency"
     version: Literal[1] = 1
-    source: ClassVar[str] = "Levine, Sidky and Pan, Consistency conditions for cone-beam CT data acquired with a circular orbit, 2010"
+    source: ClassVar[str] = (
+        "Levine, Sidky and Pan, Consistency conditions for cone-beam CT data acquired with a circular orbit, 2010"
+    )
     adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-range-projected"})
 
     separations_rad: Annotated[tuple[float, ...], Field(min_length=1)] = (0.05, 0.15, 0.4, 0.8, 1.2)

@@ -22,7 +22,7 @@ class Unexplained(Residual):
         self._projector, self._steps = Projector(geometry), steps
 
     def values(self, p: Tensor) -> Tensor:
-        """p − A x."""
+        """What A x leaves of p."""
         return (p - self._projector.unchecked(cgls(p, self._projector, steps=self._steps)))[:, 0].double()
 
     def nominal(self, variance: Tensor) -> Tensor:

@@ -18,7 +18,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tomosec.defenses.base import Need, ScanContext, ScanDetection, ScanDetector, Scans, ScanVerdicts
+from tomosec.defenses.base import (
+    ModelContext,
+    Need,
+    ScanContext,
+    ScanDetection,
+    ScanDetector,
+    Scans,
+    ScanVerdicts,
+    TrainingContext,
+)
 from tomosec.defenses.calibration import Halves, HeldOut, Spread, SpreadFit, check_scans, clean_scans, halves
 from tomosec.errors import NotApplicable
 from tomosec.geometry import Geometry
@@ -41,7 +50,7 @@ class Residual(ABC):
 
     @abstractmethod
     def nominal(self, variance: Tensor) -> Tensor | None:
-        """Variance of :meth:`values` (broadcasts to it) from that of the rays (B, 1, views, bins); None where it does not follow."""
+        """Variance of :meth:`values`, broadcasting to it, from that of the rays (B, 1, views, bins); None if it does not follow."""
 
     def sinogram_map(self, z: Tensor) -> Tensor | None:
         """(B, views, bins) map of whitened values (B, ...); None where they have no place in the sinogram."""
@@ -117,7 +126,7 @@ class ResidualDetector(ScanDetector):
         """Why it does not apply to scans of this geometry; empty where it does."""
         return ""
 
-    def why_not(self, context: object) -> str:
+    def why_not(self, context: ScanContext | ModelContext | TrainingContext) -> str:
         """Why it does not apply; empty where it does."""
         return self.why_not_scan(context.geometry) if isinstance(context, ScanContext) else "needs measured data"
 
@@ -141,7 +150,9 @@ class ResidualDetector(ScanDetector):
         Raises:
             NotApplicable: the scan, or the calibration scans, do not have what it needs.
         """
-        return calibrate_together([self], context)[0]
+        (detection,) = calibrate_together([self], context)
+        assert detection is not None
+        return detection
 
     def restore(self, tensors: Mapping[str, Tensor], geometry: Geometry) -> ResidualDetection:
         """Inverse of :meth:`ResidualDetection.tensors`."""
@@ -150,9 +161,7 @@ class ResidualDetector(ScanDetector):
         return ResidualDetection(self, geometry, self.residual(geometry), spread, held_out)
 
 
-def fit_spreads(
-    residuals: Sequence[Residual], context: ScanContext, parts: Halves, who: str
-) -> list[Spread]:
+def fit_spreads(residuals: Sequence[Residual], context: ScanContext, parts: Halves, who: str) -> list[Spread]:
     """The spreads of residuals over the first half of the clean scans, which are read once."""
     fits = [SpreadFit(exact=residual.exact_noise) for residual in residuals]
     for scans in clean_scans(context, parts.fit, who):
@@ -163,29 +172,54 @@ def fit_spreads(
 
 
 @torch.no_grad()
-def calibrate_together(detectors: Sequence[ResidualDetector], context: ScanContext) -> list[ResidualDetection]:
-    """Calibrate detectors on the same halves; the clean scans are read twice, however many detectors there are.
+def calibrate_together(
+    detectors: Sequence[ResidualDetector], context: ScanContext, *, missing_ok: bool = False
+) -> list[ResidualDetection | None]:
+    """Calibrate detectors on the same halves; the clean scans are read twice, and a residual that two share is measured once.
+
+    Args:
+        detectors: any number.
+        context: with the clean scans.
+        missing_ok: give None for a detector that does not apply, instead of raising.
 
     Raises:
-        NotApplicable: of any of them; ask :meth:`ResidualDetector.why_not` before.
+        NotApplicable: a detector does not apply, or the clean scans are too few for any.
     """
     names = [detector.model_dump()["kind"] for detector in detectors]
-    for name, detector in zip(names, detectors, strict=True):
-        if reason := detector.why_not(context):
-            raise NotApplicable(f"{name}: {reason}")
     who = ", ".join(dict.fromkeys(names))
     parts = halves(context.clean.patients, context.seed, who)
-    residuals = [detector.residual(context.geometry) for detector in detectors]
+    # Variants of one detector look at the same residual.
+    groups: dict[str, list[int]] = {}
+    for i, detector in enumerate(detectors):
+        if reason := detector.why_not(context):
+            if not missing_ok:
+                raise NotApplicable(f"{names[i]}: {reason}")
+            continue
+        groups.setdefault(detector.model_dump_json(exclude={"statistic", "top_fraction"}), []).append(i)
     context.progress.start(len(context.clean), f"calibrate {who}")
+    residuals = [detectors[members[0]].residual(context.geometry) for members in groups.values()]
     spreads = fit_spreads(residuals, context, parts, who)
-    for detector, spread in zip(detectors, spreads, strict=True):
-        detector.check_spread(spread)
+    apply: list[int] = []
+    for members, spread in zip(groups.values(), spreads, strict=True):
+        for i in members:
+            try:
+                detectors[i].check_spread(spread)
+            except NotApplicable:
+                if not missing_ok:
+                    raise
+            else:
+                apply.append(i)
     scores: list[list[Tensor]] = [[] for _ in detectors]
     for scans in clean_scans(context, parts.held_out, who):
-        for found, detector, residual, spread in zip(scores, detectors, residuals, spreads, strict=True):
-            found.append(detector.statistic_of(residual.whitened(scans, spread), spread).double().cpu())
+        for members, residual, spread in zip(groups.values(), residuals, spreads, strict=True):
+            z = residual.whitened(scans, spread)
+            for i in members:
+                scores[i].append(detectors[i].statistic_of(z, spread).double().cpu())
         context.progress.advance(len(scans.keys))
-    return [
-        ResidualDetection(detector, context.geometry, residual, spread.to("cpu"), HeldOut(torch.cat(found), parts.weights))
-        for detector, residual, spread, found in zip(detectors, residuals, spreads, scores, strict=True)
-    ]
+    found: list[ResidualDetection | None] = [None] * len(detectors)
+    for members, residual, spread in zip(groups.values(), residuals, spreads, strict=True):
+        for i in members:
+            if i in apply:
+                held_out = HeldOut(torch.cat(scores[i]), parts.weights)
+                found[i] = ResidualDetection(detectors[i], context.geometry, residual, spread.to("cpu"), held_out)
+    return found
