@@ -119,8 +119,8 @@ class CrossScanResidual(ScanSetDetector):
 
     z is the whitened residual of complementary rays, or of reprojection where no line is measured twice. Noise and anatomy of
     different patients average out and a universal trigger does not, so that √N more of it is seen. The score is the largest |Z|
-    of all rays. Its p-value is that of a permutation test: the same score of random sets of the same size, drawn from the held-out
-    clean scans and the judged ones together. So the judged scans must be one per patient, from the same scanner, and clean ones
+    of all rays. Its p-value is that of a permutation test: the same score of random sets of the same size, drawn from the held-
+    out clean scans and the judged ones together. So the judged scans must be one per patient, from the same scanner, and clean ones
     must not differ from the calibration's in anything else.
 
     Attributes:

@@ -50,7 +50,7 @@ class Residual(ABC):
 
     @abstractmethod
     def nominal(self, variance: Tensor) -> Tensor | None:
-        """Variance of :meth:`values`, broadcasting to it, from that of the rays (B, 1, views, bins); None if it does not follow."""
+        """Variance of :meth:`values`, broadcasting to it, from that of the rays (B, 1, views, bins); None where unknown."""
 
     def sinogram_map(self, z: Tensor) -> Tensor | None:
         """(B, views, bins) map of whitened values (B, ...); None where they have no place in the sinogram."""
