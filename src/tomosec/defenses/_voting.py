@@ -48,4 +48,5 @@ def disagreement(probabilities: Tensor) -> Tensor:
     p = probabilities.double()
     mean = p.mean(0)
     entropies = -torch.special.xlogy(p, p).sum(-1).mean(0)
-    return (-torch.special.xlogy(mean, mean).sum(-1) - entropies).clamp_min(0).cpu()
+    found: Tensor = (-torch.special.xlogy(mean, mean).sum(-1) - entropies).clamp_min(0)
+    return found.cpu()

@@ -45,8 +45,8 @@ class ConsistentProjection(ScanPurifier):
 
     ``complementary`` averages the two measurements of every line, (p + C p) / 2; ``wedge`` takes out the frequencies outside the
     Fourier wedge; ``cgls`` replaces p by A x with x from filtered backprojection and a few steps of CGLS. The image changes
-    little: what is inconsistent hardly reaches it, so a trigger that is read from the image mostly stays. The resolution of ``cgls``
-    is that of the image grid.
+    little: what is inconsistent hardly reaches it, so a trigger that is read from the image mostly stays. The resolution of
+    ``cgls`` is that of the image grid.
 
     Attributes:
         method: how.

@@ -74,9 +74,9 @@ class SinogramDenoiser(ScanPurifier):
     """Sinogram denoiser: Gaussian smoothing along views and bins, as wide as clean scans are best predicted.
 
     p̂ = G(w p) / G(w) with w one over the variance of each ray by the scanner's noise model. The two widths are those with the
-    smallest generalized cross-validation Σ w (p − p̂)² / (1 − mean share)² over clean scans, where a ray's share is its own part in
-    its smoothed value (Craven and Wahba, Numer. Math. 31, 1979): no noiseless scan is needed. Simple on purpose; a trigger that is as
-    smooth as anatomy stays.
+    smallest generalized cross-validation Σ w (p − p̂)² / (1 − mean share)² over clean scans, where a ray's share is its own part
+    in its smoothed value (Craven and Wahba, Numer. Math. 31, 1979): no noiseless scan is needed. Simple on purpose; a trigger
+    that is as smooth as anatomy stays.
 
     Attributes:
         widths: sd in samples to choose from, for each axis.
