@@ -34,8 +34,8 @@ class AirRays(ResidualDetector):
 
     A ray is air where no clean scan that the detector was fitted to has an object on it or near it. With z its reading in units
     of its clean spread, each sum is Z = Σ z / √n, and the score the mean of Z² over all views, bins and the whole. It catches
-    offsets of the air calibration and of the tube current, which pass every test of consistency, and nothing inside the object's
-    shadow.
+    offsets of the air calibration and of the tube current, which pass every test of consistency, and consistent patterns that are
+    wider than the body; it misses whatever stays in the body's shadow.
 
     Attributes:
         air_below: line integral; a ray is air where the mean of the clean scans, and their spread beyond noise, are below it
@@ -46,7 +46,6 @@ class AirRays(ResidualDetector):
     kind: Literal["air-rays"] = "air-rays"
     version: Literal[1] = 1
     source: ClassVar[str] = "calibration practice; test of this project"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-range-projected"})
 
     air_below: float = Field(0.05, gt=0)
     margin: float = Field(0.02, ge=0, lt=0.5)
