@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,7 +32,7 @@ from tomosec.defenses.base import (
     Scans,
     ScanSetDetector,
 )
-from tomosec.errors import InputError, NotApplicable
+from tomosec.errors import InputError, NotApplicable, TomosecWarning
 from tomosec.geometry import FanBeam, Geometry, ParallelBeam
 from tomosec.hounsfield import MU_WATER
 from tomosec.pipeline import ImagingChain
@@ -283,13 +284,17 @@ def _check_elsewhere(why_not: object, work: object) -> None:
         ParallelBeam(views=30, bins=27, bin_mm=18.0, shape=(16, 16), pixel_mm=24.0, arc=-2 * math.pi),
     ):
         context = phantom_context(geometry, count=8)
-        if why_not(context):
-            _refused(lambda context=context: work(context), NotApplicable, f"no applicable scan, and no refusal: {geometry!r}")
-            continue
-        try:
-            result = work(context)
-        except NotApplicable:  # what only the data show
-            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TomosecWarning)  # of limited angles
+            if why_not(context):
+                _refused(
+                    lambda context=context: work(context), NotApplicable, f"no applicable scan, and no refusal: {geometry!r}"
+                )
+                continue
+            try:
+                result = work(context)
+            except NotApplicable:  # what only the data show
+                continue
         assert bool(torch.isfinite(result).all()), f"not finite for {geometry!r}"
     one = phantom_context(count=1)
     if not why_not(one):
