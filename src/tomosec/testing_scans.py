@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,7 @@ from tomosec.hounsfield import MU_WATER
 from tomosec.pipeline import ImagingChain
 from tomosec.randomness import generator
 from tomosec.reconstruction.fbp import FBP
+from tomosec.tensorfile import read_tensors, write_tensors
 from tomosec.testing import check_component, tiny_geometry
 
 
@@ -167,7 +170,7 @@ def _check_detector(detector: ScanDetector) -> None:
         assert where.shape == (3, *context.geometry.sinogram_shape), f"a map of shape {tuple(where.shape)}"
         assert bool(torch.isfinite(where).all()), "a map is not finite"
         _check_batches(lambda some: _some_map(detection.where(some)), scans)
-    again = detector.restore(detection.tensors(), context.geometry).judge(scans)
+    again = detector.restore(_saved(detection.tensors()), context.geometry).judge(scans)
     assert torch.equal(again.score, verdicts.score), "restored, it scores otherwise"
     assert again.p_value is not None
     assert torch.equal(again.p_value, verdicts.p_value), "restored, it has other p-values"
@@ -195,7 +198,7 @@ def _check_set_detector(detector: ScanSetDetector) -> None:
     assert math.isfinite(verdict.score)
     assert (verdict.p_value is None) == bool(verdict.reason), "either a p-value or a reason why there is none"
     assert verdict.where is None or verdict.where.shape == context.geometry.sinogram_shape
-    again = detector.restore(detection.tensors(), context.geometry).judge(scans)
+    again = detector.restore(_saved(detection.tensors()), context.geometry).judge(scans)
     assert (again.score, again.p_value) == (verdict.score, verdict.p_value), "restored, it judges otherwise"
     few = detector.calibrate(phantom_context(count=10)).judge(scans)
     assert few.p_value is None, "a p-value from ten clean scans"
@@ -239,6 +242,13 @@ def _check_wrapper(wrapper: PredictionWrapper) -> None:
     blind = replace(context, imaging=None)
     assert wrapper.why_not(blind), "it needs measured data and does not say so"
     _refused(lambda: wrapper.fit(blind), NotApplicable, "fitted without measured data")
+
+
+def _saved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Written to a profile's file and read back."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tensors(Path(folder) / "profile.safetensors", tensors, {})
+        return read_tensors(Path(folder) / "profile.safetensors")[0]
 
 
 def _some_map(found: Tensor | None) -> Tensor:

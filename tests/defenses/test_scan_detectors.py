@@ -142,6 +142,21 @@ def test_the_map_of_the_verdict_is_that_of_the_member_that_saw_it(consistency, s
     assert torch.equal(where, air)
 
 
+def test_an_examination_is_judged_reasoned_and_mapped_as_one_by_one(consistency, scans):
+    found = consistency.examine(scans)
+    assert torch.equal(found.verdicts.score, consistency.judge(scans).score)
+    assert torch.equal(found.where, consistency.where(scans))
+    alone = consistency.members["fourier-wedge-top"].judge(scans)
+    assert torch.equal(found.reasons["fourier-wedge-top"].p_value, alone.p_value)
+
+
+def test_a_profile_of_other_members_is_refused(consistency):
+    with pytest.raises(InputError, match="no member"):
+        Consistency().restore({}, SCAN)
+    with pytest.raises(InputError, match="air-rays"):
+        Consistency(members=("fourier-wedge",)).restore(consistency.tensors(), SCAN)
+
+
 def test_noise_that_is_too_quiet_counts_as_much_as_too_loud(scans):
     detection = NoiseStatistics().calibrate(phantom_context(SCAN, CLEAN))
     smooth = scans.line_integrals.unfold(2, 3, 1).mean(-1)
