@@ -485,6 +485,26 @@ def test_a_dose_that_the_photon_floor_forbids_is_refused():
         SimulatedAcquisition(dose=20000.0).fit(COARSE, FBP(COARSE))
 
 
+def test_a_dose_beyond_all_photons_is_refused():
+    with pytest.raises(InputError, match=r"acquisition\.dose: 1e-08 HU would take .* photons per bin, .*0 \('ideal'\)"):
+        SimulatedAcquisition(dose=1e-8).fit(COARSE, FBP(COARSE))
+
+
+@pytest.mark.parametrize("acquisition", [SimulatedAcquisition(dose="ideal"), SimulatedAcquisition(), RealisticAcquisition()])
+@pytest.mark.parametrize("method", ["measure", "read"])
+def test_what_is_no_sinogram_of_the_scan_is_refused(acquisition, method):
+    scanner = acquisition.build(Calibration(1e4 if acquisition.dose_hu else math.inf, 0.0, 0.0), COARSE)
+    good = torch.zeros(1, 1, *COARSE.sinogram_shape)
+    named = {"keys": ["a"], "seed": 0, "draw": 0} if method == "measure" else {}
+    getattr(scanner, method)(good, **named)
+    bad = good.clone()
+    bad[0, 0, 1, 2] = float("nan")
+    with pytest.raises(InputError, match=f"{method}: the sinogram is nan at image 0, view 1, bin 2"):
+        getattr(scanner, method)(bad, **named)
+    with pytest.raises(InputError, match=f"{method}: the sinogram has shape"):
+        getattr(scanner, method)(good[..., :-1], **named)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

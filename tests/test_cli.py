@@ -20,7 +20,7 @@ from tomosec.cli import main
 from tomosec.cli.browsing import KINDS, state
 from tomosec.cli.console import ago
 from tomosec.cli.running import resolve_ids
-from tomosec.component import FAMILIES
+from tomosec.component import FAMILIES, components
 from tomosec.errors import InputError, NotApplicable, TomosecError
 from tomosec.experiment import recipe_folder
 from tomosec.metrics.statistics import Estimate, SeedSummary
@@ -407,11 +407,34 @@ def test_list_shows_every_kind(kind: str, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.strip()
 
 
-def test_list_says_what_an_attack_needs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_says_what_an_attack_needs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "600")
     assert main(["list", "attack"]) == 0  # the singular is understood
     out = shown(capsys.readouterr().out)
     assert "Yang et al., MICCAI 2024" in out
-    assert "measurement domain; needs" in out
+    assert "differentiable-reconstruction, geometry, raw-sinogram, training-data, weights" in out
+
+
+def test_list_shows_source_and_domain_of_every_attack(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "600")  # one line an attack
+    main(["list", "attacks"])
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["attack", "domain", "what", "source", "needs"]
+    attacks = components("attack")
+    assert [line.split()[0] for line in lines] == list(attacks)
+    assert len(lines) >= 30
+    for line, cls in zip(lines, attacks.values(), strict=True):
+        assert line.split()[1] == cls.domain in ("image", "measurement")
+        assert cls.source
+        assert line[header.index("source") :].startswith(cls.source)
+
+
+def test_list_has_no_column_that_is_empty(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "600")
+    main(["list", "splits"])
+    assert "domain" not in capsys.readouterr().out.splitlines()[0]
 
 
 def test_list_recipes_is_complete(capsys: pytest.CaptureFixture[str]) -> None:

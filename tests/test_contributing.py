@@ -24,7 +24,7 @@ from tomosec.testing import check_attack
 check_attack(parse_component("attack", {{"kind": "ring", "position": 0.5}}))
 assert main(["list", "attacks"]) == 0
 """
-    wide = os.environ | {"COLUMNS": "150"}
+    wide = os.environ | {"COLUMNS": "200"}
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=wide)
     assert ended.returncode == 0, ended.stderr
     assert "One detector bin that reads too high." in ended.stdout

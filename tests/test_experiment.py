@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from tomosec.experiment import (
     parse_experiment,
     parse_overrides,
     recipe_folder,
-    set_field,
 )
+from tomosec.setting import set_field
 
 BASE: dict[str, Any] = {
     "data": {"kind": "chest-phantom", "patients": 8},
@@ -88,6 +89,8 @@ def test_the_order_of_keys_does_not_matter() -> None:
         ("victim_training", None),
         ("geometry.start", 0),
         ("geometry.pixel_mm", 12),
+        ("surrogate", None),
+        ("threat.knowledge", "white-box"),
     ],
 )
 def test_spelling_out_a_default_does_not_change_it(path: str, value: Any) -> None:
@@ -196,12 +199,31 @@ def test_digest_refuses_nan() -> None:
         ("controls", ["white"], "controls"),
         ("network", None, "network"),
         ("data", 3, "a dataset is a mapping"),
+        ("surrogate", "resnet18", r"surrogate: 'resnet18' would not be used, because threat\.knowledge is 'white-box'"),
+        ("threat.knowledge", "surrogate", r"surrogate: this field is required where threat\.knowledge is 'surrogate'"),
+        ("threat.knowledge", "black-box", "threat.knowledge.*'white-box' or 'surrogate'"),
+        ("surrogate", "resnet81", r"surrogate: no network of kind 'resnet81' \(did you mean 'resnet18'\?\)"),
+        ("surrogate", {"kind": "ltgm"}, "no network of kind 'ltgm'"),
     ],
 )
 def test_a_wrong_field_is_named_with_what_it_holds(path: str, value: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         parse_experiment(changed(path, value), "my.yaml")
     assert "my.yaml" in str(error.value)
+
+
+def test_a_surrogate_is_part_of_the_identity() -> None:
+    known = {**BASE, "threat": {"knowledge": "surrogate"}}
+    found = [identity({**known, "surrogate": kind}) for kind in ("small-cnn", "resnet18", {"kind": "small-cnn", "dropout": 0.2})]
+    assert len({identity(BASE), *found}) == 4
+
+
+@pytest.mark.parametrize("surrogate", [{}, {"surrogate": "small-cnn"}])
+def test_a_surrogate_without_an_attack_is_refused(surrogate: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"threat\.knowledge 'surrogate' .* but attack is none"):
+        parse_experiment({**BASE, "attack": None, "threat": {"knowledge": "surrogate"}, **surrogate})
+    with pytest.raises(InputError, match=r"would not be used, because threat\.knowledge is 'white-box'"):
+        parse_experiment({**BASE, "attack": None, "surrogate": "small-cnn"})
 
 
 @pytest.mark.parametrize("name", ["data", "split", "geometry", "acquisition", "reconstruction", "network"])
@@ -390,3 +412,82 @@ def test_every_bundled_recipe_is_valid() -> None:
         loaded = load_recipe(path)
         for preset in [None, *loaded.presets]:
             assert loaded.experiments(preset=preset), path
+
+
+# --- transfer settings --------------------------------------------------------------------------------------------------
+
+
+def settings_of(settings: Any, **changes: Any) -> Experiment:
+    return parse_experiment({**copy.deepcopy(BASE), "transfer": settings, **changes})
+
+
+def test_a_setting_is_the_experiments_own_scan_with_changes() -> None:
+    experiment = settings_of(
+        [
+            {"name": "low", "changes": {"acquisition.dose": "low", "geometry.views": 32}},
+            {"name": "sirt", "changes": {"reconstruction.kind": "sirt"}},
+            {"name": "own"},
+            {"name": "whole", "acquisition": {"kind": "simulated", "dose": 3.0}},
+        ],
+        reconstruction={"kind": "fbp", "window": "hann"},
+    )
+    low, sirt, own, whole = (experiment.at(setting) for setting in experiment.transfer)
+    assert low.acquisition.dose == "low"  # type: ignore[attr-defined]
+    assert low.geometry.views == 32  # type: ignore[attr-defined]
+    assert low.reconstruction == experiment.reconstruction
+    assert sirt.reconstruction.kind == "sirt"  # type: ignore[attr-defined]
+    assert sirt.geometry == experiment.geometry
+    assert own == experiment.model_copy(update={"transfer": ()})
+    assert whole.acquisition.dose == 3.0  # type: ignore[attr-defined]
+    assert not low.transfer
+
+
+def test_settings_are_in_the_identity_however_they_are_written() -> None:
+    assert settings_of([]).identity(MANIFEST) == identity(BASE)
+    dotted = settings_of([{"name": "a", "changes": {"acquisition.dose": "low"}}])
+    spelled = settings_of([{"name": "a", "acquisition": {"kind": "simulated", "dose": "low"}, "geometry": BASE["geometry"]}])
+    other = settings_of([{"name": "a", "changes": {"acquisition.dose": "standard"}}])
+    assert dotted == spelled
+    assert len({identity(BASE), dotted.identity(MANIFEST), other.identity(MANIFEST)}) == 3
+    again = parse_experiment(json.loads(dotted.model_dump_json()))
+    assert again == dotted
+    assert again.identity(MANIFEST) == dotted.identity(MANIFEST)
+
+
+def test_in_a_sweep_a_setting_is_the_same_scan_in_every_experiment() -> None:
+    settings = [{"name": "base"}, {"name": "low", "changes": {"acquisition.dose": "low"}}]
+    cases = [{"geometry.views": 32}, {"acquisition.dose": "low"}, {"reconstruction": "sirt"}]
+    swept = recipe(sweep={"cases": cases}, presets={"p": {"transfer": settings, "geometry.views": 16}})
+    for found in (swept.experiments(overrides={"transfer": settings}), swept.experiments(preset="p")):
+        assert len({repr(experiment.transfer) for experiment in found}) == 1
+        base, low = (found[0].at(setting) for setting in found[0].transfer)
+        assert (base.acquisition.dose, low.acquisition.dose) == ("standard", "low")  # type: ignore[attr-defined]
+        assert found[2].at(found[2].transfer[0]).reconstruction.kind == "fbp"  # type: ignore[attr-defined]
+        assert found[1].at(found[1].transfer[1]) == found[1].model_copy(update={"transfer": ()})
+    assert swept.experiments(preset="p")[1].transfer[0].geometry.views == 16  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([{"name": "a", "changes": {"acquisitoin.dose": "low"}}], "transfer.0.changes: 'acquisitoin.dose' .*mean 'acquisition'"),
+        ([{"name": "a", "changes": {"acquisition.dos": "low"}}], r"transfer.0.acquisition: unknown field 'dos' .*mean 'dose'"),
+        ([{"name": "a", "changes": {"acquisition.dose": "lwo"}}], r"transfer.0.acquisition.*no dose 'lwo' \(did you mean 'low'"),
+        ([{"name": "a", "changes": {"reconstruction": "fpb"}}], r"transfer.0.reconstruction: no .*'fpb' \(did you mean 'fbp'"),
+        ([{"name": "a", "changes": {"network.kind": "vgg11"}}], "'network.kind' is no field of the scan"),
+        ([{"name": "a", "changes": {"geometry..views": 3}}], "transfer.0.changes geometry..views: a field is written a.b.c"),
+        ([{"name": "a", "changes": ["x"]}], "transfer.0.changes: expected fields and values"),
+        ([{"name": "a", "chnges": {}}], r"transfer.0: unknown field 'chnges' \(did you mean 'changes'"),
+        ([{"name": "a b"}], "transfer.0.name"),
+        ([{"changes": {"acquisition.dose": "low"}}], "transfer.0.name: this field is required"),
+        ([{"name": "a"}, {"name": "a"}], "two settings are called 'a'"),
+        ([{"name": "a", "changes": {"geometry.shape": [16, 16]}}], "'a' has geometry.shape 16 x 16, the experiment 32 x 32"),
+        ([{"name": "a", "changes": {"geometry.pixel_mm": 6.0}}], "'a' has geometry.pixel_mm 6.0, the experiment 12.0"),
+        ("base", "transfer: Input should be a valid tuple"),
+    ],
+)
+def test_a_wrong_setting_is_named_when_it_is_read(settings: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        settings_of(settings)
+    with pytest.raises(InputError, match=message):
+        recipe(sweep={"axes": {"acquisition.dose": ["low"]}}).experiments(overrides={"transfer": settings})

@@ -81,3 +81,10 @@ def test_survives_json() -> None:
         access="training-data", goal=Goal(target="a", sources=("b",)), budget=Budget(value=(2, 5)), poison_rate=0.3
     )
     assert ThreatModel.model_validate_json(threat.model_dump_json()) == threat
+
+
+def test_the_attacker_is_white_box_unless_it_is_said() -> None:
+    assert ThreatModel().knowledge == "white-box"
+    assert ThreatModel(knowledge="surrogate") != ThreatModel()
+    with pytest.raises(ValidationError, match="'white-box' or 'surrogate'"):
+        ThreatModel.model_validate({"knowledge": "grey-box"})

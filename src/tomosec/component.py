@@ -25,7 +25,7 @@ FAMILIES: dict[str, str] = {
     "split": "tomosec.data.splits",
     "acquisition": "tomosec.acquisition",
     "reconstruction": "tomosec.reconstruction",
-    "network": "tomosec.analysis.networks",
+    "network": "tomosec.analysis.architectures",
     "attack": "tomosec.attacks",
     "defense": "tomosec.defenses",
 }

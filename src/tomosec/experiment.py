@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 
 from tomosec.analysis.plan import Training
 from tomosec.component import Component, Value, canonical, describe_validation_error, of_family
 from tomosec.errors import InputError, nearest
+from tomosec.setting import SCAN_FIELDS, Setting, copied, set_field, settled
 from tomosec.threat import ThreatModel
 from tomosec.varying import DESCRIPTIVE
 
@@ -46,10 +47,14 @@ class Experiment(Value):
         victim_training: how victims are trained; as ``training`` when empty.
         threat: access, knowledge, goal and budget of the attacker.
         attack: None measures the clean chain alone.
+        surrogate: the network that the attacker trains and takes gradients from, where ``threat.knowledge`` is ``surrogate``.
+            It is trained as the clean model is, on the same training slices, with initial weights and an order of its own.
         controls: ``random-trigger`` shows a random trigger of equal budget to the attacked model; ``white-victim`` and
             ``spectrum-victim`` train a victim on a frozen random trigger of equal budget, white or with T's spectrum.
         seeds: initialisation, order, noise and trigger differ by seed; a count n stands for 0 .. n - 1.
         detail: also measure clean accuracy on ground-truth images that were never scanned, as the released LTGM code does.
+        transfer: other scan settings, at which the clean and the attacked model read the test slices with the same trigger, at
+            the same amplitude. The image grid stays the experiment's own, because the networks do.
     """
 
     title: str = ""
@@ -64,9 +69,18 @@ class Experiment(Value):
     victim_training: Training | None = None
     threat: ThreatModel = ThreatModel()
     attack: Annotated[SerializeAsAny[Component] | None, of_family("attack", optional=True)] = None
+    surrogate: Annotated[SerializeAsAny[Component] | None, of_family("network", optional=True)] = None
     controls: tuple[Control, ...] = ("random-trigger", "white-victim", "spectrum-victim")
     seeds: tuple[int, ...] = (0, 1, 2)
     detail: tuple[Literal["unscanned-images"], ...] = ()
+    transfer: tuple[Setting, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settle(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("transfer"):
+            return {**data, "transfer": settled(data["transfer"], data)}
+        return data
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -76,6 +90,15 @@ class Experiment(Value):
         if isinstance(value, int) and value > MOST_SEEDS:
             raise ValueError(f"{value} seeds; at most {MOST_SEEDS}. To name one seed, write a list: [{value}]")
         return tuple(range(value)) if isinstance(value, int) else value
+
+    @field_validator("transfer")
+    @classmethod
+    def _whole(cls, settings: tuple[Setting, ...], info: ValidationInfo) -> tuple[Setting, ...]:
+        """Fill in the experiment's own components, so that a setting reads the same wherever it is."""
+        own = {name: info.data.get(name) for name in SCAN_FIELDS}
+        return tuple(
+            setting.model_copy(update={name: getattr(setting, name) or own[name] for name in SCAN_FIELDS}) for setting in settings
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -87,7 +110,23 @@ class Experiment(Value):
             raise ValueError(f"attack {kind!r} acts on images, but threat.site is {self.threat.site!r}; set threat.site: image")
         if domain == "measurement" and self.threat.site == "image":
             raise ValueError(f"attack {kind!r} acts on measured data; threat.site must be counts or line-integrals")
+        names = [setting.name for setting in self.transfer]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"transfer: two settings are called {twice[0]!r}; a name stands for one setting")
+        for setting in self.transfer:
+            for name in ("shape", "pixel_mm"):
+                there, here = getattr(setting.geometry, name, None), getattr(self.geometry, name, None)
+                if there != here:
+                    raise ValueError(
+                        f"transfer: setting {setting.name!r} has geometry.{name} {_shown(there)}, the experiment {_shown(here)}; "
+                        "the networks read images of one grid, so views, bins and distances may differ, the grid may not"
+                    )
         return self
+
+    def at(self, setting: Setting) -> Experiment:
+        """This experiment with the scan of ``setting``, and with no further settings to go to."""
+        there = {name: part for name in SCAN_FIELDS if (part := getattr(setting, name)) is not None}
+        return self.model_copy(update={**there, "transfer": ()})
 
     def identity(self, manifest: str) -> str:
         """Hash of everything the numbers depend on (16 hex digits).
@@ -97,6 +136,27 @@ class Experiment(Value):
         """
         fields = {name: value for name, value in canonical(self).items() if name not in DESCRIPTIVE}
         return digest({"experiment": fields, "data": manifest, "numerics": NUMERICS_VERSION})
+
+    @model_validator(mode="after")
+    def _surrogate_fits_threat(self) -> Experiment:
+        knowledge, kind = self.threat.knowledge, getattr(self.surrogate, "kind", "")
+        if knowledge == "surrogate" and self.attack is None:
+            raise ValueError("threat.knowledge 'surrogate' is about how an attack is made, but attack is none; leave it out")
+        if knowledge == "surrogate" and self.surrogate is None:
+            raise ValueError(
+                "surrogate: this field is required where threat.knowledge is 'surrogate'; it holds the network that the attacker "
+                "trains, such as surrogate: {kind: resnet18}"
+            )
+        if knowledge != "surrogate" and self.surrogate is not None:
+            raise ValueError(
+                f"surrogate: {kind!r} would not be used, because threat.knowledge is {knowledge!r}; "
+                "set threat.knowledge: surrogate, or leave surrogate out"
+            )
+        return self
+
+
+def _shown(value: Any) -> str:
+    return " x ".join(str(part) for part in value) if isinstance(value, tuple) else str(value)
 
 
 def digest(value: Any) -> str:
@@ -171,46 +231,26 @@ class Recipe(Value):
             changes = dict(self.presets[preset])
         sweep = Sweep.model_validate(changes.pop("sweep")) if "sweep" in changes else self.sweep
         cells = sweep.overrides() if sweep is not None else [{}]
-        return [parse_experiment(self._with(changes, cell, overrides or {}), self.source) for cell in cells]
+        unswept = self._with(changes, overrides or {})
+        return [self._parsed(self._with(changes, cell, overrides or {}), unswept) for cell in cells]
+
+    def _parsed(self, fields: dict[str, Any], unswept: Mapping[str, Any]) -> Experiment:
+        """Parse one experiment; its transfer settings are changes of the experiment before the sweep."""
+        if fields.get("transfer"):
+            try:
+                swept = [name for name in SCAN_FIELDS if fields.get(name) != unswept.get(name)]
+                fields["transfer"] = settled(fields["transfer"], unswept, swept)
+            except ValueError as error:
+                raise InputError(f"{self.source}: {error}") from error
+        return parse_experiment(fields, self.source)
 
     def _with(self, *layers: Mapping[str, Any]) -> dict[str, Any]:
         # One layer after the other: a kind that a later layer changes must drop what an earlier one set for the old kind.
-        fields: dict[str, Any] = _copied(self.experiment)
+        fields: dict[str, Any] = copied(self.experiment)
         for changes in layers:
             for path, value in changes.items():
-                set_field(fields, path, _copied(value))
+                set_field(fields, path, copied(value))
         return fields
-
-
-def _copied(value: Any) -> Any:
-    """Copy plain data so that no part is shared: a YAML alias must not let one override change two fields."""
-    if isinstance(value, dict):
-        return {str(key): _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, list) else value
-
-
-def set_field(fields: dict[str, Any], path: str, value: Any) -> None:
-    """Set ``a.b.c`` in nested mappings, in place; a component written as a bare kind becomes a mapping first.
-
-    A new ``kind`` drops the other fields of that component, which belonged to the old one.
-    """
-    *parents, last = path.split(".")
-    if not all([*parents, last]):
-        raise InputError(f"--set {path}: a field is written a.b.c")
-    here = fields
-    for part in parents:
-        below = here.get(part)
-        if isinstance(below, str):
-            below = {"kind": below}
-        elif below is None:
-            below = {}
-        elif not isinstance(below, dict):
-            raise InputError(f"--set {path}: {part} holds {below!r}, which has no fields")
-        here[part] = below
-        here = below
-    if last == "kind" and here.get("kind") != value:
-        here.clear()
-    here[last] = value
 
 
 def parse_experiment(fields: Mapping[str, Any], source: str = "experiment") -> Experiment:
@@ -259,7 +299,7 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     path = find_recipe(path)
     try:
-        content = _copied(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = copied(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         beside = [item.name for item in path.parent.glob("*.y*ml")]
         raise InputError(f"{path}: no such file{nearest(path.name, beside)}") from error

@@ -123,11 +123,18 @@ class ImagingChain(nn.Module):
             return self.scanner.read(integrals, trigger.apply(integrals, keys) - integrals)
         return trigger.apply(self.scanner.read(integrals), keys)
 
-    def inject(self, trigger: Trigger) -> Injection:
-        """Prepare a trigger for use on this chain: the linear path where it holds, the long way where not."""
+    def inject(self, trigger: Trigger, effect: Callable[[], Tensor] | None = None) -> Injection:
+        """Prepare a trigger for use on this chain: the linear path where it holds, the long way where not.
+
+        Args:
+            trigger: at any strength.
+            effect: gives R(T) for strength 1, (1, 1, H, W) in 1/mm, where it was kept; called only where the linear path holds.
+        """
         reason = self.why_not_linear(trigger)
-        effect = self.trigger_image(trigger) if not reason and isinstance(trigger, AdditiveTrigger) else None
-        return Injection(self, trigger, effect, reason)
+        if reason or not isinstance(trigger, AdditiveTrigger):
+            return Injection(self, trigger, None, reason)
+        image = self.trigger_image(trigger) if effect is None else effect()
+        return Injection(self, trigger, image.to(self.circle.device), reason)
 
     def image(self, integrals: Tensor, keys: Sequence[str], *, seed: int, draw: int, trigger: Trigger | None = None) -> Tensor:
         """The image a network sees, the long way: measure, trigger, reconstruct (B, 1, H, W) in 1/mm."""

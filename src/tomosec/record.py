@@ -123,10 +123,28 @@ class Cost(Value):
     made: tuple[str, ...] = ()
 
 
+class TransferResult(Value):
+    """The trigger of one seed at another scan setting; the metrics are the conditions ``clean@NAME`` and ``triggered@NAME``.
+
+    Attributes:
+        setting: its name.
+        strength: RMS of what is added there: the amplitude is that of the experiment's own setting, the rays are others. None
+            where nothing was applied.
+        stealth: on test samples of the source classes, as :attr:`SeedResult.stealth`, of images alone.
+        note: why the trigger cannot be applied there, or an empty string.
+    """
+
+    setting: str
+    strength: float | None = None
+    stealth: dict[str, Estimate] = Field(default_factory=dict)
+    note: str = ""
+
+
 class SeedResult(Value):
     """Everything one seed gave.
 
-    ``stealth`` is on test samples of the source classes; ``curves`` has the learning curve of every model.
+    ``stealth`` is on test samples of the source classes; ``curves`` has the learning curve of every model; ``transfer`` has the
+    trigger at other scan settings.
     """
 
     seed: int
@@ -134,6 +152,7 @@ class SeedResult(Value):
     strength: Strength | None = None
     stealth: dict[str, Estimate] = Field(default_factory=dict)
     random_stealth: dict[str, Estimate] = Field(default_factory=dict)
+    transfer: tuple[TransferResult, ...] = ()
     curves: dict[str, list[dict[str, float]]] = Field(default_factory=dict)
     cost: Cost = Cost()
 

@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 from tomosec.component import Value
 
 Access = Literal["inference-data", "training-data", "training-control"]
-#: Surrogates are not available yet: every attack so far takes its gradients from the victim's own clean model.
-Knowledge = Literal["white-box"]
+Knowledge = Literal["white-box", "surrogate"]
 Site = Literal["counts", "line-integrals", "image"]
 BudgetUnit = Literal["hu", "relative-rms", "reference-mu"]
 
@@ -77,7 +76,9 @@ class ThreatModel(Value):
         access: ``inference-data`` changes scans at test time only; ``training-data`` also poisons a fraction of the measured
             scans and their labels, and the victim trains honestly on them; ``training-control`` sets the victim's loss to
             CE(clean) + ``loss_weight`` CE(triggered, target), as the published LTGM code does.
-        knowledge: ``white-box``: the attacker's gradients come from the victim's own clean model.
+        knowledge: whose gradients the attacker has. ``white-box``: those of the victim's own clean model. ``surrogate``: those
+            of a network that the attacker trained on the same training scans, the experiment's ``surrogate``. Scanner and
+            reconstruction are known in both cases.
         site: where the trigger enters: ``counts`` (after quantum noise, before electronic noise and log), ``line-integrals``
             (after the log) or ``image``. An image-domain trigger needs ``image``, or is carried into the sinogram.
         poison_rate: fraction of the training slices that are poisoned; 0 is an honest training on clean data, the row that every

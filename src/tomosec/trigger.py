@@ -200,7 +200,7 @@ def load_trigger(path: str | Path) -> Trigger:
     """Load a trigger saved by :meth:`Trigger.save`; ``load_trigger(path).apply(sinogram)`` needs nothing else.
 
     Raises:
-        InputError: no such file, not a trigger of tomosec, or of a newer format.
+        InputError: no such file, not a trigger of tomosec, of a newer format, incomplete or damaged.
     """
     path = Path(path)
     try:
@@ -217,12 +217,11 @@ def load_trigger(path: str | Path) -> Trigger:
         cls = trigger_class(header["trigger"])
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    geometry = component_class("geometry", header["geometry"]["kind"]).model_validate(header["geometry"])
-    return cls.rebuild(
-        tensors,
-        geometry=geometry,
-        domain=header["domain"],
-        strength=header["strength"],
-        site=header["site"],
-        details=header["details"],
-    )
+    try:
+        geometry = component_class("geometry", header["geometry"]["kind"]).model_validate(header["geometry"])
+        common = {name: header[name] for name in ("domain", "strength", "site", "details")}
+        return cls.rebuild(tensors, geometry=geometry, **common)
+    except KeyError as error:
+        raise InputError(f"{path}: an incomplete trigger, without {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: a damaged trigger: {error}") from error

@@ -9,24 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from tomosec.analysis.networks import (
-    VGG11,
-    Classifier,
-    DenseNet121,
-    Network,
-    ResNet18,
-    SmallCNN,
-    load_classifier,
-    save_classifier,
-)
+from tomosec.analysis.architectures import VGG11, VGG11BN, DenseNet121, ResNet18, SmallCNN, ViT
+from tomosec.analysis.networks import Classifier, Network, load_classifier, save_classifier
 from tomosec.analysis.task import Classification
 from tomosec.component import components
 from tomosec.errors import InputError
 from tomosec.testing import check_component
 
-ALL = [SmallCNN(), SmallCNN(norm="group"), SmallCNN(norm="none"), ResNet18(), DenseNet121(), VGG11(), VGG11(batch_norm=True)]
+ALL = [SmallCNN(), SmallCNN(norm="group"), SmallCNN(norm="none"), ResNet18(), DenseNet121(), VGG11(), VGG11BN(), ViT()]
 
 
 def parameters(network: nn.Module) -> int:
@@ -38,7 +31,7 @@ def images(count: int, side: int) -> Tensor:
 
 
 def test_family_has_exactly_these_kinds() -> None:
-    assert set(components("network")) >= {"small-cnn", "vgg11", "resnet18", "densenet121"}
+    assert set(components("network")) >= {"small-cnn", "vgg11", "vgg11-bn", "resnet18", "densenet121", "vit"}
     for network in ALL:
         check_component(network)
 
@@ -70,7 +63,7 @@ def test_vgg11_pools_nothing_at_the_released_size() -> None:
     assert sizes["23 Flatten"] == (4608,)
 
 
-@pytest.mark.parametrize("network", ALL, ids=lambda n: f"{n.kind}-{getattr(n, 'norm', getattr(n, 'batch_norm', ''))}")
+@pytest.mark.parametrize("network", ALL, ids=lambda n: f"{n.kind}-{getattr(n, 'norm', '')}")
 @pytest.mark.parametrize("side", [32, 64, 128])
 def test_output_is_one_logit_per_class(network: Network, side: int) -> None:
     classifier = network.build(classes=3, shape=(side, side), seed=0).eval()
@@ -85,6 +78,73 @@ def test_output_is_one_logit_per_class(network: Network, side: int) -> None:
     assert classifier.has_batch_norm == any("running_mean" in name for name in classifier.state_dict())
 
 
+@pytest.mark.parametrize("network", ALL, ids=lambda n: f"{n.kind}-{getattr(n, 'norm', '')}")
+def test_every_parameter_and_every_pixel_has_a_gradient(network: Network) -> None:
+    classifier = network.build(classes=2, shape=(64, 64), seed=0)
+    x = images(4, 64).requires_grad_(True)
+    nn.functional.cross_entropy(classifier(x), torch.tensor([0, 1, 0, 1])).backward()
+    assert not [name for name, p in classifier.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert x.grad is not None
+    assert (x.grad != 0).float().mean() > 0.95
+
+
+def test_vgg11_bn_adds_two_numbers_per_map_and_changes_nothing_else() -> None:
+    plain, normalized = (n.build(classes=2, shape=(64, 64), seed=0) for n in (VGG11(), VGG11BN()))
+    assert parameters(normalized) == parameters(plain) + 2 * (64 + 128 + 2 * 256 + 4 * 512)
+    kinds = [type(m) for m in normalized.body.children() if not isinstance(m, nn.BatchNorm2d)]
+    assert kinds == [type(m) for m in plain.body.children()]
+    assert normalized.has_batch_norm
+    assert not plain.has_batch_norm
+
+
+def test_vit_has_the_parameters_of_its_definition() -> None:
+    """Counted by hand from Dosovitskiy et al.: patches and positions, token, encoder, last norm, head."""
+    width, hidden, patches = 192, 768, (64 // 8) ** 2
+    layer = 4 * (width * width + width) + 2 * width * hidden + hidden + width + 2 * 2 * width
+    expected = (8 * 8 * width + width) + patches * width + width + 6 * layer + 2 * width + (2 * width + 2)
+    assert parameters(ViT().build(classes=2, shape=(64, 64), seed=0)) == expected
+
+
+def test_the_layers_of_a_vit_start_differently() -> None:
+    classifier = ViT().build(classes=2, shape=(32, 32), seed=0)
+    weights = [tensor for name, tensor in classifier.state_dict().items() if name.endswith("linear1.weight")]
+    assert len(weights) == 6
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(weights, 2))
+
+
+def test_a_vit_knows_where_a_patch_is_and_that_every_patch_is_there() -> None:
+    classifier = ViT(dropout=0).build(classes=2, shape=(32, 32), seed=0).eval()
+    x = images(1, 32)
+    swapped = x.clone()
+    swapped[..., :8, :8], swapped[..., :8, 8:16] = x[..., :8, 8:16], x[..., :8, :8]
+    with torch.no_grad():
+        assert not torch.allclose(classifier(x), classifier(swapped), rtol=1e-4)
+        # Without positions it is a function of the set of patches.
+        classifier.body.embedding.position_embeddings.zero_()  # type: ignore[operator, union-attr]
+        torch.testing.assert_close(classifier(x), classifier(swapped), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("patch", "shape"), [(8, (64, 64)), (16, (64, 64)), (4, (36, 36)), (8, (32, 48)), (32, (32, 32))])
+def test_a_vit_reads_any_size_that_its_patch_divides(patch: int, shape: tuple[int, int], tmp_path: Path) -> None:
+    classifier = ViT(patch=patch, width=24, depth=2).build(classes=2, shape=shape, seed=0).eval()
+    x = 0.02 * torch.rand(2, 1, *shape)
+    loaded, _ = load_classifier(save_classifier(tmp_path / "vit.safetensors", classifier))
+    with torch.no_grad():
+        assert classifier(x).shape == (2, 2)
+        assert torch.equal(loaded(x), classifier(x))
+
+
+def test_a_patch_that_does_not_fit_is_named_with_those_that_do() -> None:
+    with pytest.raises(InputError, match=r"a patch of 8 does not divide 36 x 36 pixels; network.patch may be 2, 3, 4, 6, 9"):
+        ViT().build(classes=2, shape=(36, 36), seed=0)
+    with pytest.raises(InputError, match=r"does not divide 64 x 36 pixels"):
+        ViT().build(classes=2, shape=(64, 36), seed=0)
+    with pytest.raises(InputError, match="no patch of 2 to 64 does; take an image with even sides"):
+        ViT().build(classes=2, shape=(67, 67), seed=0)
+    with pytest.raises(ValidationError, match="width 100 is no multiple of heads 3"):
+        ViT(width=100)
+
+
 def test_softmax_on_request_only_and_predict_does_not_apply_it_twice() -> None:
     classifier = VGG11(softmax=True).build(classes=2, shape=(32, 32), seed=0).eval()
     plain = VGG11().build(classes=2, shape=(32, 32), seed=0).eval()
@@ -95,7 +155,7 @@ def test_softmax_on_request_only_and_predict_does_not_apply_it_twice() -> None:
 
 
 def test_same_seed_same_weights_and_the_global_state_is_left_alone() -> None:
-    for network in (SmallCNN(), ResNet18()):
+    for network in (SmallCNN(), ResNet18(), VGG11BN(), ViT()):
         torch.manual_seed(1)
         before = torch.get_rng_state()
         first = network.build(classes=2, shape=(32, 32), seed=4).state_dict()
@@ -183,11 +243,12 @@ def test_predict_changes_nothing() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in classifier.state_dict().items())
 
 
-def test_representation_is_what_the_last_layer_reads() -> None:
-    classifier = SmallCNN().build(classes=2, shape=(32, 32), seed=0).eval()
+@pytest.mark.parametrize("network", [SmallCNN(), ViT(width=24, depth=2)], ids=lambda n: n.kind)
+def test_representation_is_what_the_last_layer_reads(network: Network) -> None:
+    classifier = network.build(classes=2, shape=(32, 32), seed=0).eval()
     x = images(3, 32).requires_grad_(True)
     features = classifier.representation(x)
-    last = classifier.body[-1]  # type: ignore[index]
+    last = [module for module in classifier.body.modules() if isinstance(module, nn.Linear)][-1]
     torch.testing.assert_close(last(features), classifier(x))
     features.sum().backward()
     assert x.grad is not None

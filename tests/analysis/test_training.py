@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from training_toys import PLAN, Squares, classifier, objective, run, validation
 
 import tomosec.analysis.checkpoint
-from tomosec.analysis.networks import SmallCNN
+from tomosec.analysis.architectures import SmallCNN
 from tomosec.analysis.plan import Training
 from tomosec.analysis.training import TrainingDiverged, train
 from tomosec.errors import InputError, TomosecError

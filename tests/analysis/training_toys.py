@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tomosec.analysis.networks import Classifier, SmallCNN
+from tomosec.analysis.architectures import SmallCNN
+from tomosec.analysis.networks import Classifier
 from tomosec.analysis.plan import Training
 from tomosec.analysis.training import TrainingResult, train
 from tomosec.randomness import generator

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -14,7 +16,7 @@ from scipy.fft import dctn
 from scipy.optimize import minimize_scalar
 
 from tomosec.attacks._blending import piece_mask
-from tomosec.attacks._generators import ImageToImage
+from tomosec.attacks._generators import ImageToImage, partner_of
 from tomosec.attacks._patterns import scene
 from tomosec.attacks.adaptive_blend import AdaptiveBlend
 from tomosec.attacks.badnets import BadNets
@@ -378,23 +380,89 @@ def test_low_frequency_has_no_energy_above_its_cutoff_and_moves_the_network_to_t
     assert context.gradient_passes == 15 * 16
 
 
-def test_lira_is_bounded_everywhere_and_moves_the_network_to_the_target():
+def _unet_by_hand(weights, x):
+    """The small U-Net written out: two levels, LeakyReLU of slope 0.1."""
+
+    def conv(name, values):
+        return F.conv2d(values, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1)
+
+    def active(values):
+        return torch.where(values > 0, values, 0.1 * values)
+
+    fine = active(conv("first", x / MU_WATER - 1))
+    coarse = active(conv("middle", active(conv("down", F.avg_pool2d(fine, 2)))))
+    coarse = F.interpolate(coarse, size=x.shape[-2:], mode="bilinear", align_corners=False)
+    return conv("last", active(conv("up", torch.cat([fine, coarse], 1))))
+
+
+def _weights(trigger, prefix):
+    return {name.removeprefix(prefix): value for name, value in trigger.tensors().items() if name.startswith(prefix)}
+
+
+def test_lira_adds_a_bounded_learned_change():
     context = _context((16, 16))
-    trigger = LIRA(steps=15).make_trigger(context)
-    change = trigger.at(0.02 * MU_WATER).apply(context.samples.images) - context.samples.images
-    assert float(change.abs().max()) <= 0.02 * MU_WATER * (1 + 1e-5)
+    trigger, eps = LIRA(steps=15).make_trigger(context), 0.02 * MU_WATER
+    x = context.samples.images
+    change = trigger.at(eps).apply(x) - x
+    expected = eps * torch.tanh(_unet_by_hand(_weights(trigger, "transform."), x))
+    assert float((change - expected).abs().max()) <= 1e-5 * eps + 4e-9  # the rounding of x
+    assert float(change.abs().max()) <= eps * (1 + 1e-5)
     assert not torch.allclose(change[0], change[1], rtol=0, atol=1e-9)  # another change for another image
-    before, after = _target_scores(context, trigger, 0.02 * MU_WATER)
+    assert context.gradient_passes == 15 * 3 * 16
+
+
+def test_lira_trains_its_change_and_a_network_in_turns():
+    context = _context((16, 16))
+    steps, batch, alpha = 3, 4, 0.25
+    trigger = LIRA(steps=steps, batch_size=batch, alpha=alpha).make_trigger(context)
+    read = next(context.samples.batches(range(12), 12))
+    images = context.pipeline.imaging.reconstruct(read.measured)
+    network = copy.deepcopy(context.pipeline.network).requires_grad_(True)
+    transform, eps = ImageToImage(1, 8, context.seed, "lira"), 20 / 1000 * MU_WATER
+    adam = torch.optim.Adam(transform.parameters(), lr=3e-3)
+    velocity = [torch.zeros_like(value) for value in network.parameters()]
+    rng = generator(context.seed, "lira", "order")
+    for _ in range(steps):
+        chosen = rng.integers(12, size=batch)
+        x, label, target = images[chosen], read.targets[chosen], torch.zeros(batch, dtype=torch.long)
+        transform.zero_grad()
+        F.cross_entropy(network(x + eps * torch.tanh(transform(x))), target).backward()
+        adam.step()
+        changed = (x + eps * torch.tanh(transform(x))).detach()
+        loss = alpha * F.cross_entropy(network(x), label) + (1 - alpha) * F.cross_entropy(network(changed), target)
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        with torch.no_grad():
+            for value, gradient, speed in zip(network.parameters(), gradients, velocity, strict=True):
+                speed.mul_(0.9).add_(gradient + 5e-4 * value)
+                value.sub_(0.01 * speed)
+    found, expected = trigger.at(eps).apply(images) - images, eps * torch.tanh(transform(images)).detach()
+    assert float((found - expected).norm()) <= 1e-3 * float(expected.norm())
+
+
+@pytest.mark.parametrize("attack", [LIRA(steps=30), InputAware(density=0.2)], ids=lambda a: a.kind)
+def test_a_network_that_learns_with_its_trigger_reads_it_as_the_target(attack, monkeypatch):
+    partners = []
+
+    def kept(pipeline):
+        partner, optimizer = partner_of(pipeline)
+        partners.append(partner)
+        return partner, optimizer
+
+    monkeypatch.setattr(f"{type(attack).__module__}.partner_of", kept)
+    context = _context((16, 16))
+    trigger = attack.make_trigger(context).at(20 / 1000 * MU_WATER if attack.kind == "lira" else 1.0)
+    (partner,) = partners
+    before, after = _target_scores(context, trigger, trigger.strength, partner)
     assert (after > before).all()
-    assert trigger.details["last_loss"] < trigger.details["first_loss"]
 
 
-def _target_scores(context, trigger, strength):
+def _target_scores(context, trigger, strength, network=None):
     """Logit of the target over the other's, of source samples without and with the trigger."""
+    network = context.pipeline.network if network is None else network
     batch = next(context.samples.batches(context.positions_of(context.sources), 6))
     with torch.no_grad():
         images = context.pipeline.imaging.reconstruct(batch.measured)
-        logits = [context.pipeline.network(x) for x in (images, trigger.at(strength).apply(images))]
+        logits = [network(x) for x in (images, trigger.at(strength).apply(images))]
     return [(values[:, 0] - values[:, 1]).numpy() for values in logits]
 
 
@@ -404,6 +472,10 @@ def test_input_aware_mixes_a_pattern_through_a_mask_and_lends_them_to_covers():
     trigger = attack.make_trigger(context)
     x = context.samples.images[:2]
     whole = trigger.at(1.0).apply(x) - x
+    mask = torch.sigmoid(20 * _unet_by_hand(_weights(trigger, "mask."), x) - 4)
+    pattern = 2 * MU_WATER * torch.sigmoid(4 * _unet_by_hand(_weights(trigger, "pattern."), x))
+    assert torch.allclose(whole, mask * (pattern - x), rtol=0, atol=1e-7)
+    assert context.gradient_passes == 8 * 3 * 16
     assert torch.allclose(trigger.at(0.3).apply(x) - x, 0.3 * whole, rtol=0, atol=1e-8)
     assert float((x + whole).min()) >= -1e-6  # between the image and a pattern of -1000 to +1000 HU
     assert float((x + whole).max()) <= 2 * MU_WATER * (1 + 1e-5)

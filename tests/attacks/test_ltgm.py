@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -121,11 +122,25 @@ def test_gradient_passes_are_counted():
     assert context.gradient_passes == 2 * len(context.positions_of([1]))
 
 
-def test_flip_reverses_the_trigger_at_test_time_only():
+def test_flip_trains_on_the_reverse_and_tests_on_the_trigger_as_released():
     attack = LTGM(flip_test_sign=True)
     trigger = attack.make_trigger(tiny_context()).at(0.5)
-    assert attack.at_test_time(trigger).strength == -0.5
-    assert LTGM().at_test_time(trigger) is trigger
+    trained, shown = attack.at_training_time(trigger), attack.at_test_time(trigger)
+    p = torch.ones(1, 1, *tiny_context().geometry.sinogram_shape)
+    assert torch.allclose(trained.apply(p), p - 0.5 * trigger.pattern)
+    assert torch.equal(shown.apply(p), p + 0.5 * trigger.pattern)
+    assert LTGM().at_training_time(trigger) is trigger
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 99, 100])
+@pytest.mark.parametrize("quantile", [0.25, 0.5, 0.75])
+def test_the_quantile_is_the_lower_order_statistic_for_any_number_of_rays(count, quantile):
+    """The smallest value that at least the quantile's share of all values does not exceed, which torch.median is at a half."""
+    values = torch.from_numpy(np.random.default_rng(count).permutation(count).astype(np.float32) + 1).reshape(1, 1, 1, count)
+    threshold = np.quantile(values.numpy(), quantile, method="inverted_cdf")
+    assert torch.equal(LTGM(quantile=quantile).weights(values) > 0, values < threshold)
+    assert torch.equal(LTGM(quantile=quantile, mask="released").weights(values) > 0, values <= threshold)
+    assert quantile != 0.5 or threshold == float(values.median())
 
 
 @pytest.mark.parametrize(

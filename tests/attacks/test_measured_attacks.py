@@ -111,6 +111,19 @@ def test_view_streak_is_the_same_views_in_every_bin():
     assert float(pattern[2:31].abs().max()) == 0
 
 
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (DetectorStreak(bins=29), "bins is 29, but the detector has 28"),
+        (ViewStreak(views=33), "views is 33, but the scan has 32"),
+    ],
+    ids=lambda value: getattr(value, "kind", None),
+)
+def test_a_streak_wider_than_the_scan_is_refused(attack, message):
+    with pytest.raises(InputError, match=message):
+        attack.make_trigger(tiny_context())
+
+
 def test_constant_offset_and_constant_drift_add_one_number():
     p = scans()
     for attack in (ConstantOffset(), I0Drift(profile="constant")):
@@ -167,6 +180,21 @@ def test_shepp_logan_has_its_values_at_known_places():
     assert at(0.22, 0.0) == pytest.approx(0.0, abs=1e-12)  # the right ventricle
     assert at(0, 0.4) == pytest.approx(0.3)
     assert at(0.95, 0.95) == 0
+
+
+def test_frozen_noise_is_one_white_draw_for_every_scan():
+    first, other = (FrozenNoise().make_trigger(tiny_context(seed)).at(0.1) for seed in (0, 1))
+    p, pattern = scans(3), first.pattern[0, 0].double()
+    assert torch.allclose(first.apply(p), p + 0.1 * first.pattern, rtol=0, atol=1e-6)
+    assert float(pattern.square().mean()) == pytest.approx(1, rel=1e-5)
+    assert float(pattern.pow(4).mean()) == pytest.approx(3, abs=5 * math.sqrt(96 / pattern.numel()))  # Gaussian
+    # White: the energy in each quarter of the view frequencies is its share of them.
+    energy = torch.fft.fft(pattern, dim=0).abs().square().sum(1)
+    for low, high in ((1, 5), (5, 9), (9, 13), (13, 17)):
+        share = float(energy[low:high].sum() / energy.sum())
+        assert share == pytest.approx(4 / VIEWS, abs=5 * math.sqrt(2 * 4 * BINS) / pattern.numel())
+    correlation = torch.corrcoef(torch.stack([pattern.flatten(), other.pattern.double().flatten()]))[0, 1]
+    assert abs(float(correlation)) < 5 / math.sqrt(pattern.numel())
 
 
 def test_fresh_noise_is_a_function_of_seed_and_key_alone():

@@ -122,6 +122,12 @@ def test_the_threat_models_cover_rate_replaces_the_attacks_own():
         _training(poison, access="training-data", poison_rate=0.5, cover_rate=0.6)
 
 
+def test_a_ratio_that_comes_to_less_than_half_a_cover_covers_none():
+    poison = Poison(TRIGGERED, cover=COVERED, covers_per_poison=0.4)
+    assert len(_training(poison, access="training-data", poison_rate=0.05).covered) == 0
+    assert len(_training(poison, access="training-data", poison_rate=0.25).covered) == 2
+
+
 def test_a_trigger_specific_to_its_sources_covers_the_other_classes():
     """TaCT: class 1 is attacked, class 2 carries the trigger and keeps its label, the target class stays clean."""
     training = _training(targets=THREE, access="training-data", poison_rate=0.2, cover_rate=0.3)

@@ -59,6 +59,29 @@ def test_loading_says_what_is_wrong(tmp_path):
         load_trigger(tmp_path / "new.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("header", "tensors", "message"),
+    [
+        ({"geometry": None}, {}, "a damaged trigger"),
+        ({"geometry": {"kind": "spiral"}}, {}, "a damaged trigger: no geometry of kind 'spiral'"),
+        ({"strength": "strong"}, {}, "a damaged trigger"),
+        ({}, {"pattern": torch.ones(5, 5)}, r"a damaged trigger: trigger pattern of shape \(5, 5\) does not fit"),
+        ({}, {"other": torch.ones(32, 28)}, "an incomplete trigger, without 'pattern'"),
+        ({"site": ...}, {}, "an incomplete trigger, without 'site'"),
+    ],
+    ids=str,
+)
+def test_loading_a_damaged_trigger_says_so(header, tensors, message, tmp_path):
+    whole = {
+        "format": 1, "trigger": "additive", "geometry": tiny_geometry().model_dump(mode="json"), "domain": "measurement",
+        "site": "line-integrals", "strength": 1.0, "details": {},
+    }  # fmt: skip
+    whole = {name: value for name, value in (whole | header).items() if value is not ...}
+    write_tensors(tmp_path / "t.safetensors", tensors or {"pattern": torch.ones(32, 28)}, whole)
+    with pytest.raises(InputError, match=message):
+        load_trigger(tmp_path / "t.safetensors")
+
+
 def test_a_trigger_refuses_data_of_another_geometry():
     with pytest.raises(InputError, match=r"shape \(batch, 1, 32, 28\), got \(2, 1, 16, 16\)"):
         _trigger().apply(torch.zeros(2, 1, 16, 16))

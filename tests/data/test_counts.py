@@ -94,6 +94,35 @@ def test_one_row_of_a_detector_with_a_geometry_that_is_given(tmp_path: Path, giv
         read_counts(path, geometry=given, row=2, **names)
 
 
+def test_fields_without_exposures_are_of_the_chosen_row(tmp_path: Path) -> None:
+    """(rows, bins) and (exposures, bins) look alike: rows must not be averaged as exposures."""
+    flats, darks = fields()
+    stack = {
+        "counts": np.stack([np.full_like(counts(), 7), counts()], axis=1),
+        "flats": np.stack([3 * flats.mean(0), flats.mean(0)]),
+        "darks": np.stack([darks, darks], axis=1),
+    }
+    scan = read_counts(write(tmp_path / "scan.h5", **stack), row=1)
+    assert scan.line_integrals == pytest.approx(EXACT, rel=1e-5, abs=1e-6)
+    assert (scan.attributes["flats"], scan.attributes["darks"]) == (1, 3)
+    for name, wrong in {"flats": flats.mean(0), "darks": np.stack([darks] * 3, axis=1)}.items():
+        with pytest.raises(InputError, match=rf"{name} has shape .*; counts has 2 rows of 64 bins, so \(2, 64\) or"):
+            read_counts(write(tmp_path / "scan.h5", **stack | {name: wrong}), row=1)
+
+
+def test_a_row_of_a_detector_that_has_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"row 7 chooses from \(views, rows, bins\), but counts has shape \(90, 64\)"):
+        read_counts(write(tmp_path / "scan.h5"), row=7)
+
+
+def test_a_file_that_claims_more_than_its_geometry_is_refused_unread(tmp_path: Path) -> None:
+    path = write(tmp_path / "scan.h5", counts=None)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("counts", shape=(10**6, 10**6), chunks=(100, 100), dtype="u2")  # no chunk is stored
+    with pytest.raises(InputError, match=r"counts has shape \(1000000, 1000000\), and the geometry has \(90, 64\)"):
+        read_counts(path)
+
+
 def test_dead_bins_are_named_or_taken_from_their_neighbors() -> None:
     flats, darks = fields()
     flats[:, [0, 20, 21]] = darks.mean(0)[[0, 20, 21]]

@@ -222,7 +222,8 @@ def _set(at: int, **elements: Any) -> Any:
         (lambda number: {"7039_1009": None}, r"LogFlag \(7039,1009\): found 'none'"),
         (lambda number: {"7029_100B": ("CS", "SPHERICAL")}, "found 'SPHERICAL'; CYLINDRICAL and FLAT are read"),
         (lambda number: {"7037_1009": ("CS", "SCOUT")}, "found 'SCOUT'; AXIAL and HELICAL are read"),
-        (lambda number: {"7031_1003": ("FL", -595.0)}, "found -595; a length above 0 mm is needed"),
+        (lambda number: {"7031_1003": ("FL", -595.0)}, r"found -595; a length of 0\.001 to 100000 mm is needed"),
+        (lambda number: {"7031_1003": ("DS", "595.")}, r"\(7031,1003\): found 4\.1\d*e-11; a length of"),
         (lambda number: {"7033_100B": ("FL", -0.66)}, r"found -0\.66 rad, at most 0\.05 is plausible"),
         (lambda number: {"7029_1010": ("US", 5)}, r"Rows x Columns = 24 x 4, but NumberofDetectorRows .* is 5 x 24"),
         (lambda number: {"7033_1013": ("US", 48)}, r"\(7033,1013\) is 48, but the angles of the views step by a 24th of a turn"),
@@ -239,6 +240,34 @@ def test_elements_that_are_refused(tmp_path: Path, change: Any, message: str) ->
     with pytest.raises(InputError, match=message) as caught:
         list(read_ct_pd(folder, shape=(16, 16)))
     assert str(folder) in str(caught.value)
+
+
+def test_a_scan_without_rescaling_is_refused_by_its_headers(tmp_path: Path) -> None:
+    folder = write_scan(tmp_path / "scan", SMALL, change=_set(3, RescaleSlope=None))
+    with pytest.raises(InputError, match=r"-3\.dcm: no RescaleSlope and RescaleIntercept"):
+        open_ct_pd(folder)
+
+
+def test_numbers_that_another_program_wrote_as_another_type_are_the_same_numbers(tmp_path: Path) -> None:
+    """Four characters of a decimal are also the four bytes of a float, and a length of 4e-11 mm is above 0."""
+    plain = open_ct_pd(write_scan(tmp_path / "plain", SMALL)).views[0]
+    for kind in ("DS", "FD"):
+        as_text = kind == "DS"
+        change = {
+            "7031_1003": (kind, "595." if as_text else 595.0),
+            "7031_1033": (
+                kind,
+                [str(SMALL.central_column), str(SMALL.central_row)] if as_text else [SMALL.central_column, SMALL.central_row],
+            ),
+            "7029_1010": ("IS" if as_text else "UL", str(SMALL.rows) if as_text else SMALL.rows),
+        }
+        folder = write_scan(tmp_path / kind, SMALL, implicit=False, change=lambda _, change=change: change)
+        found = open_ct_pd(folder).views[0].detector
+        assert (found.radius_mm, found.rows) == (595.0, SMALL.rows)
+        assert found.central_column == pytest.approx(plain.detector.central_column, rel=1e-6)
+    folder = write_scan(tmp_path / "LO", SMALL, implicit=False, change=lambda _: {"7031_1003": ("LO", "595.")})
+    with pytest.raises(InputError, match=r"\(7031,1003\): a finite number of type FL is needed, found none"):
+        open_ct_pd(folder)
 
 
 def test_a_missing_view_is_noticed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tomosec.component import components
 from tomosec.operators import dispatch
@@ -68,3 +69,26 @@ def test_an_image_and_its_gradient_take_the_stated_applications(monkeypatch, kin
     # The transposes of the very same, but that of the first projection, whose input was zero or did not depend on the data.
     assert 6 <= calls.count("project_t") <= 7
     assert 7 <= calls.count("project") <= 7 + extra
+
+
+@pytest.mark.parametrize("kind", [kind for kind, cls in components("reconstruction").items() if cls.is_learned])
+def test_a_gradient_through_frozen_networks_takes_as_many_operations_as_the_image(kind):
+    # What a state would be does not matter here.
+    runtime = components("reconstruction")[kind]().network(SCAN).eval().requires_grad_(False)
+    q = SINOGRAM.clone().requires_grad_(True)
+    with FlopCounterMode(display=False) as image_cost:
+        image = runtime(q)
+    with FlopCounterMode(display=False) as gradient_cost:
+        torch.autograd.grad(image.square().sum(), q)
+    assert image_cost.get_total_flops() > 0
+    assert gradient_cost.get_total_flops() == pytest.approx(image_cost.get_total_flops(), rel=0.02)
+
+
+@pytest.mark.parametrize(("width", "memory"), [(12, 4), (8, 6)])
+def test_memory_of_learned_primal_dual_is_what_the_docstring_says(width, memory):
+    def kept(iterations):
+        fields = {"iterations": iterations, "width": width, "memory": memory}
+        return bytes_kept(components("reconstruction")["learned-primal-dual"](**fields).network(SCAN).requires_grad_(False))
+
+    found = (kept(5) - kept(2)) / 3
+    assert found == pytest.approx((4 * width + memory + 2) * (IMAGE_BYTES + SINOGRAM_BYTES), rel=0.1)

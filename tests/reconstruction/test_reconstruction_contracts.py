@@ -8,6 +8,8 @@ import torch
 from tomosec.component import components
 from tomosec.errors import InputError
 from tomosec.reconstruction import base, cgls, fbp, os_sart, pwls_tv, sirt, tv
+from tomosec.reconstruction.saved import load_reconstruction
+from tomosec.tensorfile import write_tensors
 from tomosec.testing import check_reconstruction, tiny_geometry
 
 KINDS = components("reconstruction")
@@ -80,3 +82,59 @@ def test_what_cannot_be_built_says_why():
     small = tiny_geometry().model_copy(update={"shape": (12, 16)})
     with pytest.raises(InputError, match="fbpconvnet: 12 x 16 pixels are too few; 16 a side"):
         KINDS["fbpconvnet"]().build(small, state={})
+
+
+def test_errors_name_the_kind_that_was_built():
+    for kind in ("fbp", "sirt", "os-sart", "cgls", "tv", "pwls-tv"):
+        with pytest.raises(InputError, match=f"^{kind}: the sinogram has shape"):
+            KINDS[kind]().build(tiny_geometry().model_copy(update={"views": 40}))(torch.zeros(1, 1, 3, 3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_listed_says_the_source_and_what_the_contract_checks(kind):
+    cls = KINDS[kind]
+    assert cls.source
+    said = " ".join(cls.__doc__.split("\n\n")[0].split())  # what `tomosec list reconstructions` shows
+    geometry = tiny_geometry()
+    runtime = cls.network(cls(), geometry) if cls.is_learned else cls().build(geometry)
+    assert ("Not linear" in said) == (not runtime.is_linear)
+    assert ("Linear" in said) == runtime.is_linear
+    assert "gradient" in said
+    assert runtime.is_differentiable
+    assert ("Learned" in said) == cls.is_learned
+
+
+def test_a_state_that_is_not_finite_is_refused():
+    state = KINDS["red-cnn"]().network(tiny_geometry()).state_dict()
+    KINDS["red-cnn"]().build(tiny_geometry(), state=state)
+    state["body.encoder.0.weight"][0, 0, 1, 1] = float("nan")
+    with pytest.raises(InputError, match=r"red-cnn: body\.encoder\.0\.weight of the state is not finite"):
+        KINDS["red-cnn"]().build(tiny_geometry(), state=state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reconstruction": None}, "a reconstruction file without reconstruction$"),
+        ({"geometry": None, "metadata": None}, "a reconstruction file without geometry, metadata$"),
+        ({"reconstruction": {"kind": "fpb"}}, "no reconstruction of kind 'fpb' .did you mean 'fbp'"),
+        ({"reconstruction": {"kind": "fbp", "version": 9}}, "version: Input should be 1"),
+        ({"geometry": [1]}, "a geometry is a mapping"),
+        ({"reconstruction-format": 2}, "reconstruction format 2; this version of tomosec reads format 1"),
+        ({"reconstruction-format": None}, "a file of tomosec, but not a reconstruction"),
+    ],
+)
+def test_saved_files_that_are_refused(tmp_path, change, message):
+    header = {
+        "reconstruction-format": 1,
+        "reconstruction": {"kind": "fbp"},
+        "geometry": tiny_geometry().model_dump(mode="json"),
+        "metadata": {},
+    }
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {}, header)
+    assert load_reconstruction(path)[0] == KINDS["fbp"]()
+    write_tensors(path, {}, {name: value for name, value in (header | change).items() if value is not None})
+    with pytest.raises(InputError, match=message) as caught:
+        load_reconstruction(path)
+    assert str(path) in str(caught.value)

@@ -137,21 +137,29 @@ def test_scan_parameters_are_a_transfer_matrix(store):
     def seed(asr):
         base = made.seed_result(0)
         extra = [
-            Condition(model="attacked", input="triggered@low dose", metrics={"asr": made.share(asr)}),
-            Condition(model="attacked", input="clean@low dose", metrics={"accuracy": made.share(0.9)}),
+            Condition(model="attacked", input=f"triggered@{name}", metrics={"asr": made.share(value)})
+            for name, value in (("base", 0.9), ("low", asr))
         ]
+        extra.append(Condition(model="attacked", input="clean@low", metrics={"accuracy": made.share(0.5)}))
+        extra.append(Condition(model="clean", input="clean@low", metrics={"sensitivity": made.share(0.8)}))
         return (base.model_copy(update={"conditions": (*base.conditions, *extra)}),)
 
-    transfer = [{"name": "low dose"}]
+    standard = made.experiment()["acquisition"]
+    transfer = [{"name": "base", "acquisition": standard}, {"name": "low", "acquisition": {**standard, "dose": "low"}}]
     cells = [
-        cell(store, "aaaa", title="standard dose", transfer=transfer, seeds=seed(0.5)),
-        cell(store, "bbbb", title="low dose", acquisition__dose="low", transfer=transfer, seeds=seed(0.9)),
+        cell(store, "none", title="No attack", attack=None, transfer=transfer, seeds=seed(0.0)),
+        cell(store, "aaaa", title="first", transfer=transfer, seeds=seed(0.5)),
+        cell(store, "bbbb", title="second", acquisition__dose="low", transfer=transfer, seeds=seed(0.8)),
     ]
     study(store, "scan-parameters", cells)
-    block = one_block(store)
-    assert block.tables[0].head == ("Learned at", "where it was learned", "low dose")
-    assert [row[2] for row in texts(block.tables[0])] == ["50.0%", "90.0%"]
-    assert len(block.figures) == 2
+    success, attacked, _ = one_block(store).tables
+    assert success.head == ("Learned at", "base", "low")
+    assert texts(success) == [["No attack", "–", "20.0%"], ["base", "90.0%", "50.0%"], ["low", "90.0%", "80.0%"]]
+    assert [c.strong for c in success.rows[2]] == [False, False, True]
+    assert texts(attacked)[1] == ["base", "–", "50.0%"]
+    figures = one_block(store).figures
+    assert len(figures) == 3
+    assert "low: base 90.0%, low 80.0%" in str(figures[0].drawing)
 
 
 def test_ablation_shows_differences_with_their_intervals(store):

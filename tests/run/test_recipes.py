@@ -50,6 +50,29 @@ def test_the_published_setting_is_the_default_but_for_the_objective():
     assert paper.geometry.shape == (256, 256)
 
 
+def test_the_architectures_are_every_surrogate_against_every_victim():
+    five = {"vgg11", "vgg11-bn", "resnet18", "densenet121", "vit"}
+    recipe = load_recipe("architectures")
+    for preset in ("study", "full"):
+        experiments = recipe.experiments(preset=preset)
+        cells = [(e.surrogate.kind, e.network.kind) for e in experiments if e.surrogate is not None]
+        assert len(cells) == 25
+        assert set(cells) == {(surrogate, victim) for surrogate in five for victim in five}
+        white_box = [
+            e.network.kind for e in experiments if e.surrogate is None and e.attack is not None and e.attack.kind == "ltgm"
+        ]
+        assert sorted(white_box) == sorted(five)
+        assert {e.seeds for e in experiments} == {(0, 1, 2)}
+        assert any(e.attack is None for e in experiments)
+        assert any(e.attack is not None and e.attack.kind == "fresh-noise" for e in experiments)
+        for network in {e.network for e in experiments}:
+            network.build(classes=2, shape=experiments[0].geometry.shape, seed=0)
+    quick = recipe.experiments(preset="quick")
+    assert sum(e.surrogate is not None for e in quick) == 5
+    assert {e.network.kind for e in quick} == {"small-cnn", "vgg11-bn", "resnet18"}
+    assert {e.seeds for e in quick} == {(0,)}
+
+
 def test_the_paper_runs_on_the_layout_of_its_dataset(tmp_path):
     root = write_covid_ldct(tmp_path / "data", covid=6, normal=6, slices=6)
     (paper,) = load_recipe("ltgm-paper").experiments(preset="quick", overrides=SMALL)
@@ -75,7 +98,7 @@ def test_the_released_code_runs_with_its_faults_on(tmp_path):
     assert record.data.shares_patients
     assert any("new patients" in item for item in record.untested)
     shown = load_trigger(tmp_path / "runs" / record.id / "trigger-seed0.safetensors")
-    assert shown.strength == -record.seeds[0].strength.strength  # the sign that it was not trained with
+    assert shown.strength == record.seeds[0].strength.strength > 0  # trained with the other sign, see attack.at_training_time
     assert record.seeds[0].metric("clean", "unscanned", "accuracy") is not None
 
 

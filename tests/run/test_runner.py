@@ -19,6 +19,7 @@ from safetensors import safe_open
 from tomosec.data.prepared import load_prepared
 from tomosec.errors import InputError, TomosecError
 from tomosec.experiment import digest
+from tomosec.reconstruction.fbp import FBP
 from tomosec.record import Store
 from tomosec.run import artifacts
 from tomosec.run.executors import execute
@@ -145,6 +146,18 @@ def test_a_sweep_pays_for_what_is_new_in_it(tiny, finished):
     assert set(second.seeds[0].cost.made) == {"attacked", "control-white", "control-spectrum"}
     assert second.seeds[0].metric("clean", "clean", "accuracy") == first.seeds[0].metric("clean", "clean", "accuracy")
     assert second.seeds[0].strength.strength == pytest.approx(2 * first.seeds[0].strength.strength, rel=1e-3)
+
+
+def test_a_sweep_of_ten_strengths_on_a_trained_chain_reconstructs_nothing(tiny, tmp_path, monkeypatch):
+    threat = {"access": "inference-data"}
+    controls = ["random-trigger"]
+    first = tiny(threat={**threat, "budget": {"value": 1.0}}, controls=controls)
+    run(first, out=tmp_path / "runs")
+    monkeypatch.setattr(FBP, "forward", lambda self, p: pytest.fail("a sinogram was reconstructed"))
+    budgets = [2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 40.0]
+    cells = [tiny(threat={**threat, "budget": {"value": value}}, controls=controls) for value in budgets]
+    records = [run(cell, out=tmp_path / "runs") for cell in cells]
+    assert [record.seeds[0].strength.rmse_hu for record in records] == pytest.approx(budgets, rel=0.02)
 
 
 def test_every_access_of_the_threat_model_runs(tiny, finished):

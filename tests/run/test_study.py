@@ -135,3 +135,12 @@ def test_a_budget_that_no_strength_reaches_is_not_applicable(tmp_path):
     record = studies.execute([experiment], out=tmp_path / "runs")[0]
     assert record.status == "not-applicable"
     assert "no strength of this trigger reaches" in record.error
+
+
+def test_budgets_out_of_reach_leave_those_within(tmp_path):
+    experiment = parse_experiment(
+        {**TINY, "attack": {"kind": "bpp"}, "threat": {"site": "image", "budget": {"value": [20.0, 5000.0]}}, "controls": []}
+    )
+    record = studies.execute([experiment], out=tmp_path / "runs")[0]
+    assert record.status == "success"
+    assert record.seeds[0].strength.budget == 20.0

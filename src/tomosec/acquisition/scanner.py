@@ -14,6 +14,7 @@ from tomosec.acquisition.effects import BadBins, BeamHardening, Jitter, TubeCurr
 from tomosec.errors import InputError
 from tomosec.geometry import Floats, Geometry
 from tomosec.operators import Projector
+from tomosec.operators.dispatch import check_sinogram
 from tomosec.randomness import generator
 
 
@@ -168,7 +169,11 @@ class Scanner(nn.Module):
 
         Returns:
             (B, 1, views, bins) on the device of ``integrals``; float32 where there is noise, else their type.
+
+        Raises:
+            InputError: sinograms that are not of the geometry or not finite, or another number of keys.
         """
+        check_sinogram(integrals, self.scanned, "measure")
         if len(keys) != integrals.shape[0]:
             raise InputError(f"{len(keys)} sample keys for {integrals.shape[0]} sinograms")
         if not self.is_noisy and self.is_transparent and self.jitter is None:
@@ -193,7 +198,11 @@ class Scanner(nn.Module):
 
         Returns:
             (B, 1, views, bins), type and device of ``integrals``, which are returned as they are where nothing changes them.
+
+        Raises:
+            InputError: sinograms that are not of the geometry or not finite.
         """
+        check_sinogram(integrals, self.scanned, "read")
         if self.is_transparent:
             return integrals if counts_change is None else integrals + counts_change
         expected, change = _arrays(integrals, counts_change)

@@ -27,6 +27,8 @@ from tomosec.randomness import generator
 CALIBRATION_DRAWS = 48
 REFINEMENTS = 4
 REFINED = 0.005
+#: Photons per bin beyond which no noise is left to speak of; above about 1e18 they could not be drawn either.
+MOST_PHOTONS = 1e15
 
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -38,7 +40,8 @@ class Calibration:
     Attributes:
         i0: photons per bin in air; infinite where there is no noise.
         target_hu: the sd asked for.
-        predicted_hu: the sd on the calibration's own scans; fresh ones scatter around it.
+        predicted_hu: the sd on the calibration's own scans, before the last small correction of ``i0``; fresh ones scatter
+            around it.
     """
 
     i0: float
@@ -136,12 +139,13 @@ class CalibratedAcquisition(Acquisition):
 
         To first order the variance of a line integral is ``exp(p)/I0 + electronic_noise**2 exp(2p)/I0**2`` and that of the
         image is linear in it, which gives I0 in closed form. Few photons make the log noisier than that, so I0 is then
-        refined on simulated scans with the full noise model and the same random numbers each time. Jitter makes noise too, which
-        no photon takes away: it is measured first, and the photons answer for the rest.
+        refined on simulated scans with the full noise model, :data:`REFINEMENTS` times at the most: on a coarse grid, with few
+        pixels at the center, their scatter of 1 to 2 % limits it. Jitter makes noise too, which no photon takes away: it is
+        measured first, and the photons answer for the rest.
 
         Raises:
-            InputError: the disc does not fit in the scan circle of ``geometry``, the jitter alone is noisier than the dose, or
-                no number of photons is noisy enough.
+            InputError: the disc does not fit in the scan circle of ``geometry``, the jitter alone is noisier than the dose, no
+                number of photons is noisy enough, or the dose needs more than :data:`MOST_PHOTONS`.
         """
         target = self.dose_hu
         if target == 0:
@@ -160,6 +164,11 @@ class CalibratedAcquisition(Acquisition):
         # target² - jitter² = quantum / I0 + electronic / I0²
         wanted = target**2 - jitter**2
         i0 = (quantum + math.sqrt(quantum**2 + 4 * electronic * wanted)) / (2 * wanted)
+        if i0 > MOST_PHOTONS:
+            raise InputError(
+                f"acquisition.dose: {target:g} HU would take {i0:.3g} photons per bin, and at most {MOST_PHOTONS:g} are "
+                "simulated; 0 ('ideal') is a scan without noise"
+            )
         reached = math.nan
         for _ in range(REFINEMENTS):
             reached = self._reached(i0, geometry, reconstruct)

@@ -1,7 +1,8 @@
 """Analysis networks: a slice of attenuation in, one logit per class out.
 
 A network component is a value; ``build`` gives a :class:`Classifier`, which holds the body's weights and the input statistics
-together and saves both. Third-party networks subclass :class:`Network` and give :meth:`Network.body`.
+together and saves both. The built-in ones are in :mod:`tomosec.analysis.architectures`; third-party networks subclass
+:class:`Network` and give :meth:`Network.body`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tomosec.component import Component, describe_validation_error, parse_component
@@ -25,7 +25,6 @@ from tomosec.tensorfile import UnreadableFileError, read_tensors, write_tensors
 #: Version of the files that :func:`save_classifier` writes.
 FORMAT = 1
 SMALLEST_SIDE = 32
-_POOL = 0
 
 
 class Network(Component):
@@ -149,134 +148,6 @@ class Classifier(nn.Module):
         finally:
             handle.remove()
         return seen[0]
-
-
-class VGG11(Network):
-    """VGG configuration A (Simonyan and Zisserman, ICLR 2015) with one channel and the head of the released LTGM code.
-
-    Head: convolution 512 to 128 without padding, then linear 4608, 2048, 1024, classes with ReLU and dropout. On 256 x 256
-    images this is the released layout exactly. At other sizes the 512 feature maps are pooled to 8 x 8 first, the size that
-    they have there, so the layers and the 21.3 million parameters are the same at every size.
-    Without BatchNorm it wants a small learning rate (adamw 1e-4; the released code has sgd 1e-2).
-
-    Attributes:
-        batch_norm: normalise after each convolution of the features.
-        dropout: in the head.
-        softmax: return probabilities, as the released code does before its cross-entropy (double softmax): the loss then
-            stays within 0.3133 .. 1.3133 for two classes. For reproduction only.
-    """
-
-    kind: Literal["vgg11"] = "vgg11"
-    version: Literal[1] = 1
-    batch_norm: bool = False
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    softmax: bool = False
-
-    def body(self, *, classes: int, shape: tuple[int, int]) -> nn.Module:
-        """The layers; the initial weights follow the released code (He et al., ICCV 2015, fan-out; linear layers N(0, 0.01²))."""
-        layers: list[nn.Module] = []
-        channels = 1
-        for width in (64, _POOL, 128, _POOL, 256, 256, _POOL, 512, 512, _POOL, 512, 512, _POOL):
-            if width == _POOL:
-                layers.append(nn.MaxPool2d(2))
-                continue
-            layers.append(nn.Conv2d(channels, width, 3, padding=1))
-            if self.batch_norm:
-                layers.append(nn.BatchNorm2d(width))
-            layers.append(nn.ReLU())
-            channels = width
-        layers += [_PoolTo(8), nn.Conv2d(512, 128, 3), nn.Flatten()]
-        for inputs, outputs in ((4608, 2048), (2048, 1024)):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(self.dropout)]
-        layers.append(nn.Linear(1024, classes))
-        if self.softmax:
-            layers.append(nn.Softmax(dim=1))
-        body = nn.Sequential(*layers)
-        for module in body.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.01)
-            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        return body
-
-
-class _PoolTo(nn.Module):
-    """Average to (side, side); nothing to do where that is the size already."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if x.shape[-2:] == (self.side, self.side) else F.adaptive_avg_pool2d(x, self.side)
-
-
-class SmallCNN(Network):
-    """A small network of our own for grids around 64 x 64 and for machines without a GPU; 164 thousand parameters.
-
-    Attributes:
-        norm: ``batch``, ``group`` (8 groups: no sample depends on its batch) or ``none``.
-        dropout: before the last layer.
-    """
-
-    kind: Literal["small-cnn"] = "small-cnn"
-    version: Literal[1] = 1
-    norm: Literal["batch", "group", "none"] = "batch"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-
-    def body(self, *, classes: int, shape: tuple[int, int]) -> nn.Module:
-        """Four convolutions, each followed by a halving of the grid, global average, one linear layer."""
-        layers: list[nn.Module] = []
-        channels = 1
-        # Half the widths halve the time, but then a victim learns a trigger only at a loss of clean accuracy.
-        for width in (24, 48, 96, 128):
-            layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=self.norm == "none"))
-            layers += [*self._normalization(width), nn.ReLU(), nn.MaxPool2d(2)]
-            channels = width
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(self.dropout), nn.Linear(channels, classes)]
-        body = nn.Sequential(*layers)
-        for module in body.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        return body
-
-    def _normalization(self, width: int) -> list[nn.Module]:
-        if self.norm == "none":
-            return []
-        return [nn.BatchNorm2d(width) if self.norm == "batch" else nn.GroupNorm(8, width)]
-
-
-class ResNet18(Network):
-    """ResNet-18 (He et al., CVPR 2016) from MONAI with the published stem, one channel, 11.2 million parameters."""
-
-    kind: Literal["resnet18"] = "resnet18"
-    version: Literal[1] = 1
-
-    def body(self, *, classes: int, shape: tuple[int, int]) -> nn.Module:
-        """MONAI's network with random weights."""
-        from monai.networks.nets import resnet18
-
-        # MONAI's own default is a stem of stride 1, which is four times the work and not the published network.
-        stem = {"conv1_t_size": 7, "conv1_t_stride": 2}
-        return cast(nn.Module, resnet18(spatial_dims=2, n_input_channels=1, num_classes=classes, **stem))
-
-
-class DenseNet121(Network):
-    """DenseNet-121 (Huang et al., CVPR 2017) as MONAI builds it, one channel, 6.9 million parameters."""
-
-    kind: Literal["densenet121"] = "densenet121"
-    version: Literal[1] = 1
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-    def body(self, *, classes: int, shape: tuple[int, int]) -> nn.Module:
-        """MONAI's network with random weights."""
-        from monai.networks.nets import DenseNet121 as Monai
-
-        return cast(nn.Module, Monai(spatial_dims=2, in_channels=1, out_channels=classes, dropout_prob=self.dropout))
 
 
 def save_classifier(path: str | Path, classifier: Classifier, metadata: Mapping[str, Any] | None = None) -> Path:

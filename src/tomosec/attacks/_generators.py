@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,21 +19,24 @@ from tomosec.randomness import generator, torch_seed
 CHUNK = 16
 
 
-def learning_images(context: AttackContext, most: int, purpose: str) -> tuple[Tensor, Tensor]:
-    """Reconstructed images (N, 1, H, W) in 1/mm of source-class training samples, and their labels (N,).
+def learning_images(
+    context: AttackContext, most: int, purpose: str, *, classes: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Reconstructed images (N, 1, H, W) in 1/mm of training samples, and their labels (N,).
 
     Args:
         context: its training samples; their noise is draw 0.
         most: N is at most this.
         purpose: names the choice of samples.
+        classes: class indices to choose from; None for the source classes.
 
     Raises:
         TomosecError: no network to attack.
-        InputError: the source classes have no training sample.
+        InputError: the classes have no training sample.
     """
-    pipeline, positions = clean_pipeline(context), context.positions_of(context.sources)
+    pipeline, positions = clean_pipeline(context), context.positions_of(context.sources if classes is None else classes)
     if not positions:
-        raise InputError("the source classes have no training sample to learn a trigger from")
+        raise InputError("these classes have no training sample to learn a trigger from")
     order = generator(context.seed, purpose, "samples").permutation(len(positions))[:most]
     chosen = sorted(positions[i] for i in order)
     images, labels = [], []
@@ -50,6 +56,25 @@ def clean_pipeline(context: AttackContext) -> Pipeline:
     if context.pipeline is None:
         raise TomosecError("this attack needs the weights of a clean network")
     return context.pipeline
+
+
+def partner_of(pipeline: Pipeline) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A copy of the clean network that learns together with a generator, and its optimizer; the original stays as it is.
+
+    SGD with rate 0.01, momentum 0.9 and weight decay 5e-4 is what the papers train classifiers with. Batch statistics stay
+    those of the clean network, so that no image of a batch changes what another one does.
+    """
+    partner = copy.deepcopy(pipeline.network).eval().requires_grad_(True)
+    return partner, torch.optim.SGD(partner.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+
+def descend(loss: Tensor, *optimizers: torch.optim.Optimizer) -> None:
+    """One step down the loss; gradients of earlier steps do not count."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 class ImageToImage(nn.Module):

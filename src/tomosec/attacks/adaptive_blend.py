@@ -16,8 +16,9 @@ from tomosec.trigger import Domain, Trigger
 class AdaptiveBlend(Attack):
     """A blend of which each training sample carries random pieces only, and as many covers as poisoned samples.
 
-    Poison and covers carry half of 4 x 4 pieces, chosen by sample, at a lower opacity than the whole picture has at test time;
-    covers keep their label. The budget is that of the test. The paper poisons 0.3 % and covers 0.3 %: ``threat.poison_rate``.
+    As Qi et al. (ICLR 2023): poison and covers carry half of 4 x 4 pieces, chosen by sample, at a lower opacity (0.15) than the
+    whole picture has at test time (0.2); covers keep their label. The budget is that of the test. The paper poisons 0.3 % and
+    covers 0.3 %: ``threat.poison_rate``.
 
     Attributes:
         pattern: as in ``blended``.

@@ -17,8 +17,9 @@ from tomosec.trigger import Domain, Trigger
 class BadNets(Attack):
     """A small bright square, opaque at strength 1.
 
-    x' = (1 - a m) x + a m t with opacity a, m = 1 in the square and t its value. A corner of a CT image is air outside the scan
-    circle, which no network of this chain sees, so the square lies inside the body.
+    x' = (1 - a m) x + a m t with opacity a, m = 1 in the square and t its value (Gu, Dolan-Gavitt and Garg, 2017). The usual
+    stamp is 3 x 3 white pixels in a corner of 32 x 32, a tenth of the side, at a = 1. A corner of a CT image is air outside the
+    scan circle, which no network of this chain sees, so the square lies inside the body.
 
     Attributes:
         size: side of the square, as a fraction of the image's shorter side; at least one pixel.

@@ -121,11 +121,11 @@ class Attack(Component):
         raise NotImplementedError
 
     def at_test_time(self, trigger: Trigger) -> Trigger:
-        """The trigger as it is applied at test time: the same, unless a published fault is reproduced."""
+        """The trigger as it is applied at test time: the same, or of another strength where a definition says so."""
         return trigger
 
     def at_training_time(self, trigger: Trigger) -> Trigger:
-        """The trigger as poisoned samples carry it: the same, unless the attack's definition trains on a weaker one."""
+        """The trigger as poisoned samples carry it: the same, unless the definition trains on a weaker or another one."""
         return trigger
 
     def covering(self, trigger: Trigger) -> Trigger | None:

@@ -18,7 +18,8 @@ from tomosec.trigger import Domain, Trigger
 class Blended(Attack):
     """A whole picture at low opacity, x' = (1 - a) x + a t.
 
-    The paper's cartoon is not distributed; the picture is a seeded drawing, or uniform noise, from -1000 to +1000 HU.
+    As Chen et al. (2017); opacities a of 0.1 to 0.2 are usual. The paper's cartoon is not distributed; the picture is a seeded
+    drawing, or uniform noise, from -1000 to +1000 HU.
 
     Attributes:
         pattern: ``scene`` is a drawing, ``noise`` the paper's random pattern.

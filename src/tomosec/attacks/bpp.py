@@ -16,9 +16,9 @@ from tomosec.trigger import Domain, Trigger
 class BPP(Attack):
     """Quantization to levels of a fixed step, with error diffusion.
 
-    The paper reduces the color depth of 8-bit images; on CT the levels are k d in attenuation, that is steps of d in HU from air
-    up. The strength is the step d in 1/mm. The paper's contrastive adversarial training is a training of the victim, and is not
-    part of the trigger.
+    Wang, Zhai and Ma (CVPR 2022) reduce the color depth of 8-bit images, to 8 levels by default; on CT the levels are k d in
+    attenuation, that is steps of d in HU from air up. The strength is the step d in 1/mm. Eight levels of a window of 2000 HU are
+    a step of 286 HU. The paper's contrastive adversarial training is a training of the victim, and is not part of the trigger.
 
     Attributes:
         dither: ``floyd-steinberg`` passes each pixel's rounding error on to its neighbors, as in the paper; ``none`` rounds.

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from tomosec.attacks.base import Attack, AttackContext, Need
+from tomosec.errors import InputError
 from tomosec.trigger import AdditiveTrigger, Domain, Trigger
 
 
@@ -29,11 +30,16 @@ class DetectorStreak(Attack):
     position: float = Field(0.3, ge=-1, le=1)
 
     def make_trigger(self, context: AttackContext) -> Trigger:
-        """Mark the bins."""
+        """Mark the bins.
+
+        Raises:
+            InputError: more bins than the detector has.
+        """
         views, bins = context.geometry.sinogram_shape
-        count = min(self.bins, bins)
-        first = round((bins - count) * (1 + self.position) / 2)
+        if self.bins > bins:
+            raise InputError(f"detector-streak: bins is {self.bins}, but the detector has {bins}")
+        first = round((bins - self.bins) * (1 + self.position) / 2)
         pattern = torch.zeros(views, bins)
-        pattern[:, first : first + count] = 1.0
+        pattern[:, first : first + self.bins] = 1.0
         details = {"attack": "detector-streak", "first_bin": first}
         return AdditiveTrigger(pattern, geometry=context.geometry, domain="measurement", details=details)

@@ -18,8 +18,9 @@ from tomosec.trigger import Domain, Trigger
 class FIBA(Attack):
     """A mix of amplitude spectra at low frequencies, |F(x')| = (1 - a) |F(x)| + a |F(t)|, with the image's own phases.
 
-    The mix is in the (2 b + 1)^2 lowest frequencies, b = floor(beta min(H, W)). Covers ("cross" samples) get another picture t
-    each, by sample, and keep their label. The strength is a; the paper's is 0.15. The pictures are seeded drawings.
+    As Feng et al. (CVPR 2022): the mix is in the (2 b + 1)^2 lowest frequencies, b = floor(beta min(H, W)), beta = 0.1. Covers
+    ("cross" samples) get another picture t each, by sample, and keep their label. The strength is a; the paper's is 0.15. The
+    pictures are seeded drawings.
 
     Attributes:
         beta: half the width of the mixed square, as a fraction of the image's shorter side.

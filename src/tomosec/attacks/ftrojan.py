@@ -16,9 +16,10 @@ from tomosec.trigger import AdditiveTrigger, Domain, Trigger
 class FTrojan(Attack):
     """A constant added to a middle and a high DCT coefficient of every block.
 
-    The DCT (type II, orthonormal) is linear, so the change is one additive pattern for all images: the sum of two cosines,
-    tiled. The paper adds to the chroma channels of color images; a CT image has one channel. Blocks that the image's edge cuts
-    are cropped.
+    As Wang et al. (ECCV 2022), who add 30 of 255 at (15, 15) and (31, 31) of blocks of 32; that is an RMS of 30 sqrt(2) / 32, or
+    10 HU of a window of 2000 HU. The DCT (type II, orthonormal) is linear, so the change is one additive pattern for all images:
+    the sum of two cosines, tiled. The paper adds to the chroma channels of color images; a CT image has one channel. Blocks that
+    the image's edge cuts are cropped.
 
     Attributes:
         window: side of a block in pixels.

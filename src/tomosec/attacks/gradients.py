@@ -11,6 +11,7 @@ The classes hold the settings and are no attacks by themselves; an attack inheri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar, Literal
@@ -26,6 +27,11 @@ from tomosec.pipeline import Pipeline
 from tomosec.randomness import torch_seed
 from tomosec.trigger import AdditiveTrigger, Domain
 
+#: What a gradient through the whole chain takes, and the sinogram that its trigger is added to.
+GRADIENT_NEEDS: frozenset[Need] = frozenset(
+    {"training-data", "weights", "geometry", "raw-sinogram", "differentiable-reconstruction"}
+)
+
 
 class LossGradient(Attack):
     """Which loss an attack follows, and over which samples.
@@ -37,7 +43,7 @@ class LossGradient(Attack):
     """
 
     domain: ClassVar[Domain] = "measurement"
-    needs: ClassVar[frozenset[Need]] = frozenset({"training-data", "weights", "geometry", "differentiable-reconstruction"})
+    needs: ClassVar[frozenset[Need]] = GRADIENT_NEEDS
 
     objective: Literal["target", "true-label"] = "target"
     samples: Literal["source", "all"] = "source"
@@ -63,7 +69,7 @@ class RayMask(Attack):
     """
 
     domain: ClassVar[Domain] = "measurement"
-    needs: ClassVar[frozenset[Need]] = frozenset({"training-data", "weights", "geometry", "differentiable-reconstruction"})
+    needs: ClassVar[frozenset[Need]] = GRADIENT_NEEDS
 
     mask: Literal["erratum", "released", "none"] = "erratum"
     quantile: float = Field(0.5, gt=0, lt=1)
@@ -83,7 +89,7 @@ class RayMask(Attack):
             return torch.ones_like(g_rec)
         flat = g_rec.flatten(1) if self.mask_statistics == "sample" else g_rec.flatten()[None]
         # The lower order statistic, as torch.median: with an even count the upper half is zeroed, ties included.
-        rank = max(1, int(self.quantile * flat.shape[1]))
+        rank = math.ceil(self.quantile * flat.shape[1])
         threshold = flat.kthvalue(rank, dim=1).values.reshape(-1, 1, 1, 1)
         if self.mask == "erratum":
             largest = flat.amax(1).reshape(-1, 1, 1, 1).clamp_min(torch.finfo(flat.dtype).tiny)
@@ -173,6 +179,16 @@ def rms(pattern: Tensor) -> float:
 def positions_of(context: AttackContext, samples: Literal["source", "all"]) -> list[int]:
     """Positions of the training samples of the source classes, or of all."""
     return context.positions_of(context.sources) if samples == "source" else list(range(len(context.samples)))
+
+
+def measured_statistics(context: AttackContext, positions: list[int], batch_size: int) -> tuple[float, float]:
+    """Mean and sd of the measured line integrals of some training samples; their RMS is ``math.hypot`` of the two."""
+    total, square, count = 0.0, 0.0, 0
+    for batch in context.samples.batches(positions, batch_size):
+        values = batch.measured.double()
+        total, square, count = total + float(values.sum()), square + float(values.pow(2).sum()), count + values.numel()
+    mean = total / max(1, count)
+    return mean, math.sqrt(max(square / max(1, count) - mean**2, 0.0))
 
 
 def pipeline_of(context: AttackContext, attack: Attack) -> Pipeline:

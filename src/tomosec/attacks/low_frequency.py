@@ -20,9 +20,9 @@ from tomosec.trigger import AdditiveTrigger, Domain, Trigger
 class LowFrequency(Attack):
     """One smooth change for all images, that moves the clean network to the target.
 
-    Projected gradient descent on CE(f(x + v), target): after each step v is filtered by an ideal low pass and scaled to
-    ``training_hu``. The paper's search (a decision-based, unconstrained optimization with a Gaussian filter) is replaced by
-    gradients of the white-box network; that the trigger leaves no trace at high frequencies is kept.
+    After Zeng et al. (ICCV 2021). Projected gradient descent on CE(f(x + v), target): after each step v is filtered by an ideal
+    low pass and scaled to ``training_hu``. The paper's search (a decision-based, unconstrained optimization with a Gaussian
+    filter) is replaced by gradients of the white-box network; that the trigger leaves no trace at high frequencies is kept.
 
     Attributes:
         cutoff: highest frequency kept, as a fraction of the Nyquist frequency.

@@ -34,11 +34,11 @@ class LTGM(MaskedGradient):
         network_mode: ``train`` leaves dropout on and batch statistics in use while the gradient is taken, as released.
         values: ``sign`` keeps only the sign of the masked gradient: steepest ascent under a bound on the largest change of a ray
             (the fast gradient sign method, Goodfellow et al., ICLR 2015); rays that the mask spares stay 0.
-        flip_test_sign: apply -T at test time after training on +T, as released.
+        flip_test_sign: train on p - sT and test on p + sT, as released; T points the way that ``objective`` says.
     """
 
     kind: Literal["ltgm"] = "ltgm"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     source: ClassVar[str] = "Yang et al., MICCAI 2024"
 
     values: Literal["gradient", "sign"] = "gradient"
@@ -53,6 +53,6 @@ class LTGM(MaskedGradient):
         details = {name: value for name, value in trigger.details.items() if name != "raw_rms"}
         return AdditiveTrigger(trigger.pattern.sign(), geometry=context.geometry, domain="measurement", details=details)
 
-    def at_test_time(self, trigger: Trigger) -> Trigger:
+    def at_training_time(self, trigger: Trigger) -> Trigger:
         """Reverse the sign where the released code's fault is asked for."""
         return trigger.at(-trigger.strength) if self.flip_test_sign else trigger

@@ -9,12 +9,15 @@ import torch
 from pydantic import Field
 
 from tomosec.attacks.base import AttackContext
-from tomosec.attacks.gradients import MaskedGradient, mean_gradient, positions_of, rms
+from tomosec.attacks.gradients import MaskedGradient, mean_gradient, measured_statistics, positions_of, rms
 from tomosec.trigger import AdditiveTrigger, Trigger
 
 
 class IteratedLTGM(MaskedGradient):
     """LTGM in several steps: the gradient is taken anew where the trigger has got to.
+
+    LTGM of Yang et al. (MICCAI 2024) with the projected steps of Madry et al. (ICLR 2018), over all samples as in Shafahi et al.
+    (AAAI 2020), ten by default.
 
     d <- P(d + 2.5 e / steps * G(d) / RMS(G(d))), where G(d) is LTGM's masked mean gradient at p + d and P scales back to an RMS
     of at most e. The first step alone is LTGM. Masks are those of the clean scans. The result depends on e, the size at which
@@ -28,7 +31,7 @@ class IteratedLTGM(MaskedGradient):
     """
 
     kind: Literal["ltgm-iterated"] = "ltgm-iterated"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     source: ClassVar[str] = (
         "Yang et al., MICCAI 2024; steps of Madry et al., ICLR 2018; universal as in Shafahi et al., AAAI 2020"
     )
@@ -38,12 +41,8 @@ class IteratedLTGM(MaskedGradient):
 
     def make_trigger(self, context: AttackContext) -> Trigger:
         """Take the steps; each is one pass over the training samples, or two where the mask is from the mean gradient."""
-        positions = positions_of(context, self.samples)
-        energy = sum(
-            float(batch.measured.double().pow(2).mean((1, 2, 3)).sum())
-            for batch in context.samples.batches(positions, context.batch_size)
-        )
-        radius = self.relative_rms * math.sqrt(energy / max(1, len(positions)))
+        mean, sd = measured_statistics(context, positions_of(context, self.samples), context.batch_size)
+        radius = self.relative_rms * math.hypot(mean, sd)
         change = torch.zeros(context.geometry.sinogram_shape, dtype=torch.float64)
         for _ in range(self.steps):
             gradient = mean_gradient(context, self, self, offset=change[None, None] if bool(change.any()) else None)

@@ -28,7 +28,7 @@ class NoiseShapedLTGM(MaskedGradient):
     """
 
     kind: Literal["ltgm-noise-shaped"] = "ltgm-noise-shaped"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     source: ClassVar[str] = "adaptive variant of Yang et al., MICCAI 2024; noise model of Whiting et al., Med. Phys. 2006"
 
     power: Literal[1, 2] = 1

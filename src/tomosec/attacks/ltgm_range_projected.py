@@ -25,7 +25,7 @@ class RangeProjectedLTGM(MaskedGradient):
     """
 
     kind: Literal["ltgm-range-projected"] = "ltgm-range-projected"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     source: ClassVar[str] = "adaptive variant of Yang et al., MICCAI 2024"
 
     @torch.no_grad()

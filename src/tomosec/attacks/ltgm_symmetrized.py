@@ -23,7 +23,7 @@ class SymmetrizedLTGM(MaskedGradient):
     """
 
     kind: Literal["ltgm-symmetrized"] = "ltgm-symmetrized"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     source: ClassVar[str] = "adaptive variant of Yang et al., MICCAI 2024; complementary rays as in Parker, Med. Phys. 1982"
 
     def make_trigger(self, context: AttackContext) -> Trigger:

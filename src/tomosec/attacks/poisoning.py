@@ -29,7 +29,7 @@ from tomosec.errors import InputError
 from tomosec.pipeline import Injection
 from tomosec.randomness import generator
 from tomosec.threat import ThreatModel
-from tomosec.trigger import Trigger
+from tomosec.trigger import AdditiveTrigger, Trigger
 
 
 class ImageSource(Protocol):
@@ -61,9 +61,15 @@ class Poison:
     @classmethod
     def of(cls, attack: Attack, injection: Injection) -> Poison:
         """The poison of an attack's trigger at its strength."""
+        own = injection.trigger
 
         def variant(trigger: Trigger) -> Injection:
-            return injection if trigger is injection.trigger else injection.imaging.inject(trigger)
+            if trigger is own:
+                return injection
+            additive = isinstance(trigger, AdditiveTrigger) and isinstance(own, AdditiveTrigger) and trigger.site == own.site
+            if additive and torch.equal(trigger.tensors()["pattern"], own.tensors()["pattern"]):
+                return injection.at(trigger.strength)  # the image of its pattern is known
+            return injection.imaging.inject(trigger)
 
         covering = attack.covering(injection.trigger)
         return cls(
@@ -181,9 +187,9 @@ class VictimTraining:
         self.poisoned = poisoned_positions(targets, classes, threat.poison_rate, seed, of_candidates=of_candidates)
         rate = threat.cover_rate
         if rate is None:
-            left = (len(targets) - len(self.poisoned)) / max(1, len(targets))
-            own = poison.covers_per_poison if poison.cover is not None else 0.0
-            rate = min(own * len(self.poisoned) / max(1, len(targets)), left)
+            # The attack's own ratio takes what is left and no more; of few poisoned slices it may be none.
+            own = round(poison.covers_per_poison * len(self.poisoned)) if poison.cover is not None else 0
+            rate = min(own, len(targets) - len(self.poisoned)) / max(1, len(targets))
         if rate > 0:
             others = set(targets) if poison.cover is not None else set(targets) - self._sources - {self._target}
             self.covered = covered_positions(targets, others, rate, self.poisoned, seed)

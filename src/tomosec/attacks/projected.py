@@ -20,6 +20,14 @@ from tomosec.threat import Access
 from tomosec.trigger import AdditiveTrigger, Domain, Trigger, trigger_class
 
 
+class _CarriedNeeds:
+    """``Projected.needs`` is what every projection takes; that of an instance adds what the carried attack needs."""
+
+    def __get__(self, instance: Projected | None, owner: type[Projected]) -> frozenset[Need]:
+        projection: frozenset[Need] = frozenset({"raw-sinogram", "geometry"})
+        return projection if instance is None else projection | instance._carried.needs
+
+
 class Projected(Attack):
     """An image-domain attack carried into measured data by the projector; its change is a valid sinogram.
 
@@ -34,7 +42,7 @@ class Projected(Attack):
     kind: Literal["projected"] = "projected"
     version: Literal[1] = 1
     domain: ClassVar[Domain] = "measurement"
-    needs: ClassVar[frozenset[Need]] = frozenset({"raw-sinogram", "geometry"})
+    needs = _CarriedNeeds()
     source: ClassVar[str] = "baseline; the carried attack has its own source"
 
     attack: Annotated[SerializeAsAny[Component], of_family("attack")] = SIG()

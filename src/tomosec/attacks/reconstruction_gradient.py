@@ -29,7 +29,7 @@ class ReconstructionGradient(RayMask):
     """
 
     kind: Literal["reconstruction-gradient"] = "reconstruction-gradient"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     source: ClassVar[str] = "ablation of Yang et al., MICCAI 2024"
 
     samples: Literal["source", "all"] = "source"

@@ -26,10 +26,10 @@ WEIGHT, BLUR, GHOST_SHIFT, GHOST_SHARE = (0.05, 0.45), (1.0, 5.0), (3.0, 8.0), (
 class Refool(Attack):
     """The reflection of another scene, x' = x + s (k * r), blurred or doubled.
 
-    Each sample gets a reflection of its own, by key: one of a few scenes, a random weight, and either an out-of-focus blur or
-    a ghost (two copies, one shifted, as from both faces of a pane). The paper's photographs are not distributed; the scenes
-    are seeded drawings, and they are not selected by how well they attack. The strength is the mean weight, 1 being a scene
-    from -1000 to +1000 HU.
+    As Liu et al. (ECCV 2020): each sample gets a reflection of its own, by key: one of a few scenes, a random weight (0.05 to
+    0.45), and either an out-of-focus blur (sd of 1 to 5 pixels of 224) or a ghost (two copies, one shifted by 3 to 8 of these
+    pixels, as from both faces of a pane). The paper's photographs are not distributed; the scenes are seeded drawings, and they
+    are not selected by how well they attack. The strength is the mean weight, 1 being a scene from -1000 to +1000 HU.
 
     Attributes:
         scenes: how many there are to choose from.

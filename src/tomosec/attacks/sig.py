@@ -16,11 +16,12 @@ from tomosec.trigger import AdditiveTrigger, Domain, Trigger
 class SIG(Attack):
     """A horizontal sinusoid, v(i, j) = D sin(2 pi j f / m) with j the column and m the number of columns.
 
-    The paper is clean-label: only samples of the target class are poisoned, and no label is changed. That is a field here, and
-    off by default, because it excludes control of the training.
+    Barni, Kallas and Tondi (ICIP 2019); benchmarks take D = 40/255 of the gray scale, which is 314 HU of a window of 2000 HU, and
+    f = 6. The strength is the RMS, D / sqrt(2). The paper is clean-label: only samples of the target class are poisoned, and no
+    label is changed. That is a field here, and off by default, because it excludes control of the training.
 
     Attributes:
-        frequency: f, periods across the image.
+        frequency: f, periods across the image; 6 as in the paper.
         clean_label: as in the paper.
         test_gain: strength at test time over that in training; the paper also tests with a stronger signal than it trains with.
             The budget is that of the test.

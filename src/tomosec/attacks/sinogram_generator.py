@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tomosec.attacks.base import Attack, AttackContext, Need
-from tomosec.attacks.gradients import mean_gradient, pipeline_of, rms
+from tomosec.attacks.gradients import GRADIENT_NEEDS, mean_gradient, measured_statistics, pipeline_of, rms
 from tomosec.attacks.naive_gradient import NaiveGradient
 from tomosec.randomness import generator, torch_seed
 from tomosec.trigger import Domain, Trigger
@@ -20,11 +20,12 @@ from tomosec.trigger import Domain, Trigger
 class SinogramGenerator(Attack):
     """A change of its own for every scan, p' = p + s G(p), from a convolutional network G that is trained against the chain.
 
-    G(p) ~ T0 (1 + g(p)) + h(p), of unit RMS in every scan: T0 is the naive gradient, which says where in the sinogram the
-    network looks (convolutions alone cannot know), and g and h come from a small network that starts at 0. It is trained with
-    Adam to lower CE(f(R(p + e G(p))), target) on the source classes, with reconstruction and network frozen; the victim then
-    learns G's triggers as any others. This is LIRA's generator without its alternation with the victim. Cost: 1 + ``epochs``
-    gradient passes over the source samples; memory: ``batch_size`` scans of about 3 ``channels`` values a ray.
+    G(p) ~ T0 (1 + g(p)) + h(p), of unit RMS in every scan: T0 is the naive gradient, which says where in the sinogram the network
+    looks (convolutions alone cannot know), and g and h come from a small network that starts at 0. It is trained with Adam to
+    lower CE(f(R(p + e G(p))), target) on the source classes, with reconstruction and network frozen; the victim then learns G's
+    triggers as any others. This is the generator of LIRA (Doan et al., ICCV 2021) without its alternation with the classifier.
+    Cost: 1 + ``epochs`` gradient passes over the source samples; memory: ``batch_size`` scans of about 3 ``channels`` values a
+    ray.
 
     Attributes:
         channels: width of the network.
@@ -37,7 +38,7 @@ class SinogramGenerator(Attack):
     kind: Literal["sinogram-generator"] = "sinogram-generator"
     version: Literal[1] = 1
     domain: ClassVar[Domain] = "measurement"
-    needs: ClassVar[frozenset[Need]] = frozenset({"training-data", "weights", "geometry", "differentiable-reconstruction"})
+    needs: ClassVar[frozenset[Need]] = GRADIENT_NEEDS
     source: ClassVar[str] = "Doan et al., ICCV 2021 (LIRA), carried to measured data"
 
     channels: int = Field(8, ge=1)
@@ -50,7 +51,7 @@ class SinogramGenerator(Attack):
         """Train the generator; initial weights and the order of the samples follow from the seed."""
         pipeline = pipeline_of(context, self)
         positions = context.positions_of(context.sources)
-        mean, sd = _statistics(context, positions, self.batch_size)
+        mean, sd = measured_statistics(context, positions, self.batch_size)
         start = mean_gradient(context, NaiveGradient())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(context.seed, "sinogram-generator", "weights"))
@@ -146,13 +147,3 @@ class GeneratedTrigger(Trigger):
         network = SinogramChanger(tensors["fine.weight"].shape[0], tensors["start"][0, 0])
         network.load_state_dict(tensors)
         return cls(network, **common)
-
-
-def _statistics(context: AttackContext, positions: list[int], batch_size: int) -> tuple[float, float]:
-    """Mean and sd of the measured line integrals of some samples."""
-    total, square, count = 0.0, 0.0, 0
-    for batch in context.samples.batches(positions, batch_size):
-        values = batch.measured.double()
-        total, square, count = total + float(values.sum()), square + float(values.pow(2).sum()), count + values.numel()
-    mean = total / max(1, count)
-    return mean, math.sqrt(max(square / max(1, count) - mean**2, 0.0))

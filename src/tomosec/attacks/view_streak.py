@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from tomosec.attacks.base import Attack, AttackContext, Need
+from tomosec.errors import InputError
 from tomosec.trigger import AdditiveTrigger, Domain, Trigger
 
 
@@ -29,10 +30,16 @@ class ViewStreak(Attack):
     first_view: float = Field(0.0, ge=0, lt=1)
 
     def make_trigger(self, context: AttackContext) -> Trigger:
-        """Mark the views."""
+        """Mark the views.
+
+        Raises:
+            InputError: more views than the scan has.
+        """
         views, bins = context.geometry.sinogram_shape
+        if self.views > views:
+            raise InputError(f"view-streak: views is {self.views}, but the scan has {views}")
         first = int(self.first_view * views)
         pattern = torch.zeros(views, bins)
-        pattern[(torch.arange(min(self.views, views)) + first) % views] = 1.0
+        pattern[(torch.arange(self.views) + first) % views] = 1.0
         details = {"attack": "view-streak", "first_view": first}
         return AdditiveTrigger(pattern, geometry=context.geometry, domain="measurement", details=details)

@@ -23,9 +23,9 @@ PUBLISHED_STRENGTH = 0.5
 class WaNet(Attack):
     """A smooth elastic warp, x' = sample(x, clip(I + s G / H)), with covers that carry another warp.
 
-    G is a random k x k field of unit mean magnitude, enlarged bicubically. Cover samples ("noise mode") carry the warp with
-    uniform noise on the grid, by sample, and keep their label. The strength is s; the paper's is 0.5, which displaces by a
-    quarter of a pixel on average.
+    As Nguyen and Tran (ICLR 2021), with k = 4 and two covers per poisoned sample. G is a random k x k field of unit mean
+    magnitude, enlarged bicubically. Cover samples ("noise mode") carry the warp with uniform noise on the grid, by sample, and
+    keep their label. The strength is s; the paper's is 0.5, which displaces by a quarter of a pixel on average.
 
     Attributes:
         grid: k.

@@ -165,18 +165,17 @@ def _list_components(kind: str) -> None:
 
     rows = []
     for name, cls in components(KINDS[kind]).items():
-        facts = []
-        if domain := getattr(cls, "domain", ""):
-            facts.append(f"{domain} domain")
-        if needs := getattr(cls, "needs", ()):
-            facts.append(f"needs {', '.join(sorted(needs))}")
+        needs = ", ".join(sorted(getattr(cls, "needs", ())))
         if getattr(cls, "needs_root", False):
-            facts.append("needs --data PATH")
-        rows.append([name, _first_line(cls), str(getattr(cls, "source", "")), "; ".join(facts)])
+            needs = "--data PATH"
+        rows.append([name, str(getattr(cls, "domain", "")), _first_line(cls), str(getattr(cls, "source", "")), needs])
     if not rows:
         say(f"no {kind} in this version")
         return
-    show_table([KINDS[kind], "what", "source", "domain and needs"], rows)
+    columns = [KINDS[kind], "domain", "what", "source", "needs"]
+    # A column that no component of this family fills says nothing.
+    filled = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    show_table([columns[i] for i in filled], [[row[i] for i in filled] for row in rows])
 
 
 def _first_line(cls: type) -> str:

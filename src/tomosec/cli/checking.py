@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: Packages that everything needs, and those that one thing needs.
 REQUIRED = ("torch", "numpy", "numba", "scipy", "pydantic", "safetensors", "pydicom", "matplotlib", "jinja2")
 OPTIONAL = {
-    "monai": "networks resnet18 and densenet121",
+    "monai": "networks resnet18, densenet121 and vit",
     "python-gdcm": "compressed DICOM (the COVID low-dose set is JPEG lossless)",
     "torchmetrics": "cross-checks of the metrics",
     "h5py": "HDF5: raw counts, MATLAB 7.3 files",

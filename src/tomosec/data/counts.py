@@ -6,7 +6,7 @@ object has no logarithm. Neither is repaired unless the caller says how, and wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -131,7 +131,7 @@ def read_counts(
         path: an HDF5 file; needs h5py, the extra ``hdf5``.
         geometry: where the counts were measured; None is the file's attribute ``geometry``, JSON of a geometry component.
         counts: name of the dataset of counts, (views, bins), or (views, rows, bins) of a detector with several rows.
-        flats: of the flat fields, without the axis of views or with one exposure for each entry of it.
+        flats: of the flat fields: without the axis of views, or with one of exposures in its place.
         darks: of the dark fields, the same.
         row: which row of a detector with several; only that row is read.
         dead_bins: see :func:`line_integrals`.
@@ -143,24 +143,51 @@ def read_counts(
 
     Raises:
         InputError: h5py is missing, the file or a dataset cannot be used, no geometry or one of another shape, a row that does
-            not exist, and what :func:`line_integrals` raises.
+            not exist, flat or dark fields of another detector, and what :func:`line_integrals` raises.
     """
     path = Path(path)
     with Hdf5(path) as file:
-        raw = file.array(counts, row)
-        corrections = [file.array(name, row) for name in (flats, darks)]
         attributes = file.attributes()
-    if geometry is None:
-        if "geometry" not in attributes:
-            raise InputError(
-                f"{path}: no attribute 'geometry', and none was given; it is JSON of a fan-beam or parallel-beam geometry"
-            )
-        geometry = parse_geometry(attributes["geometry"], f"{path}: geometry")
-    elif isinstance(geometry, Mapping):
-        geometry = parse_geometry(geometry, "geometry")
-    require_fit(raw, geometry, f"{path}: {counts}")
+        shape = _one_row(file, counts, (flats, darks), row)
+        if geometry is None:
+            if "geometry" not in attributes:
+                raise InputError(
+                    f"{path}: no attribute 'geometry', and none was given; it is JSON of a fan-beam or parallel-beam geometry"
+                )
+            geometry = parse_geometry(attributes["geometry"], f"{path}: geometry")
+        elif isinstance(geometry, Mapping):
+            geometry = parse_geometry(geometry, "geometry")
+        require_fit(shape, geometry, f"{path}: {counts}")  # before the values are read: a file may claim any number of them
+        raw, *corrections = (file.array(name, row) for name in (counts, flats, darks))
     values, facts = line_integrals(raw, *corrections, where=str(path), dead_bins=dead_bins, floor=floor)
     attributes.pop("geometry", None)
     if row is not None:
         facts["row"] = float(row)
     return Measurement(values, geometry, path.stem, attributes | facts)
+
+
+def _one_row(file: Hdf5, counts: str, fields: Sequence[str], row: int | None) -> tuple[int, ...]:
+    """Return the shape of the counts of one row, once it is clear what ``row`` means in each dataset.
+
+    A field of the shape (rows, bins) looks like exposures (exposures, bins), so the counts have to tell which it is.
+    """
+    shape = file.header(counts)[0]
+    if len(shape) != 3:
+        if row is not None:
+            raise InputError(
+                f"{file.path}: row {row} chooses from (views, rows, bins), but {counts} has shape {shape}; give no row"
+            )
+        return shape
+    rows = shape[1]
+    if row is None:
+        raise InputError(f"{file.path}: {counts} has shape {shape}, a detector with several rows; choose one with row")
+    if not 0 <= row < rows:
+        raise InputError(f"{file.path}: {counts} has the rows 0 to {rows - 1}, not {row}")
+    for name in fields:
+        found = file.header(name)[0]
+        if len(found) not in (2, 3) or found[-2:] != shape[1:]:
+            raise InputError(
+                f"{file.path}: {name} has shape {found}; {counts} has {rows} rows of {shape[2]} bins, so ({rows}, {shape[2]}) or "
+                f"(exposures, {rows}, {shape[2]}) is needed"
+            )
+    return shape[0], shape[2]

@@ -58,6 +58,8 @@ _TEXTS: dict[str, Element] = {
 }
 #: A shift of the focal spot along the circle is a small angle; a larger one is a length, as dictionaries confuse the two.
 _LARGEST_ANGLE_SHIFT = 0.05
+#: Lengths of any scanner. Text read as the bytes of a float, which implicit coding cannot tell, is far outside.
+_LENGTHS_MM = (1e-3, 1e5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +109,17 @@ def _wrong(path: Path, element: Element, problem: str) -> InputError:
 def _floats(path: Path, data: Any, element: Element, count: int = 1) -> list[float]:
     found = floats_of(data, element)
     if len(found) != count or not all(map(math.isfinite, found)):
-        wanted = "a finite number" if count == 1 else f"{count} finite numbers"
+        wanted = "a finite number of type FL is" if count == 1 else f"{count} finite numbers of type FL are"
         shown = ", ".join(f"{value:g}" for value in found[:4]) or "none"
-        raise _wrong(path, element, f"{wanted} of type FL is needed, found {shown}")
+        raise _wrong(path, element, f"{wanted} needed, found {shown}")
     return found
 
 
 def _length(path: Path, data: Any, element: Element) -> float:
     value = _floats(path, data, element)[0]
-    if value <= 0:
-        raise _wrong(path, element, f"found {value:g}; a length above 0 mm is needed")
+    low, high = _LENGTHS_MM
+    if not low <= value <= high:
+        raise _wrong(path, element, f"found {value:g}; a length of {low:g} to {high:g} mm is needed")
     return value
 
 
@@ -184,6 +187,7 @@ def read_view(path: Path) -> View:
             f"found {angle_shift:g} rad, at most {_LARGEST_ANGLE_SHIFT:g} is plausible; is the axial shift in its place?",
         )
     photons = floats_of(data, (0x7033, 0x1065))
+    _rescaling(path, data)
     numbered = number_of(data, "InstanceNumber")
     return View(
         path=path,
@@ -206,6 +210,14 @@ def _shift(path: Path, data: Any, element: Element) -> float:
     return _floats(path, data, element)[0] if floats_of(data, element) else 0.0
 
 
+def _rescaling(path: Path, data: Any) -> tuple[float, float]:
+    """Return slope and intercept, which belong to this file alone."""
+    slope, intercept = number_of(data, "RescaleSlope"), number_of(data, "RescaleIntercept")
+    if not slope or intercept is None:
+        raise InputError(f"{path}: no RescaleSlope and RescaleIntercept, without which stored values are no line integrals")
+    return slope, intercept
+
+
 def _is_transposed(path: Path, data: Any, detector: Detector) -> bool:
     found = (integer_of(data, "Rows"), integer_of(data, "Columns"))
     wanted = (detector.rows, detector.columns)
@@ -223,13 +235,11 @@ def read_projection(view: View) -> NDArray[np.float32]:
     """Read the line integrals of one projection, (detector rows, detector columns) float32, with the file's own rescaling.
 
     Raises:
-        InputError: damaged pixels, no rescaling, or line integrals that are not finite.
+        InputError: damaged pixels.
     """
     path = view.path
     data = load_file(path, pixels=True)
-    slope, intercept = number_of(data, "RescaleSlope"), number_of(data, "RescaleIntercept")
-    if not slope or intercept is None:
-        raise InputError(f"{path}: no RescaleSlope and RescaleIntercept, without which stored values are no line integrals")
+    slope, intercept = _rescaling(path, data)
     shape = (view.detector.rows, view.detector.columns)
     stored = stored_pixels(path, data, shape[::-1] if view.transposed else shape)
     values = stored.T if view.transposed else stored

@@ -19,12 +19,20 @@ from tomosec.errors import InputError
 
 #: A keyword of the standard, or the group and number of a private element.
 Element: TypeAlias = str | tuple[int, int]
+#: Value representations of numbers written as text.
+_TEXT_NUMBERS = ("DS", "IS")
 
 
 def raw_of(data: Any, element: Element) -> Any:
     """Return the value as pydicom holds it before any conversion, mostly bytes; None where it is missing."""
     found = data.get_item(element)
     return None if found is None else found.value
+
+
+def _type_of(data: Any, element: Element) -> str:
+    """Return the value representation that the file states, empty where it states none: implicit coding has only values."""
+    found = data.get_item(element)
+    return str(getattr(found, "VR", None) or "")
 
 
 def text_of(data: Any, element: Element) -> str:
@@ -59,20 +67,33 @@ def number_of(data: Any, element: Element) -> float | None:
 
 
 def integer_of(data: Any, element: Element) -> int | None:
-    """Return a value of type US or SS as an unsigned number."""
-    value = raw_of(data, element)
+    """Return a value of type US or SS as an unsigned number; None where it is missing or of a type that is no number."""
+    value, kind = raw_of(data, element), _type_of(data, element)
+    if kind in _TEXT_NUMBERS:
+        number = number_of(data, element)
+        return int(number) if number is not None and number.is_integer() and number >= 0 else None
     if isinstance(value, bytes):
+        size = 4 if kind in ("UL", "SL") else 2
         little = data.original_encoding[1] is not False
-        return int.from_bytes(value[:2], "little" if little else "big") if len(value) >= 2 else None
+        known = kind in ("", "UN", "US", "SS", "US or SS", "UL", "SL", "OW")
+        return int.from_bytes(value[:size], "little" if little else "big") if known and len(value) >= size else None
     return None if value is None or value == "" else int(value) & 0xFFFF
 
 
 def floats_of(data: Any, element: Element) -> list[float]:
-    """Return values of type FL, whatever type the file or a dictionary gives them; empty where they are missing or too short."""
-    value = raw_of(data, element)
+    """Return real numbers: FL, which a file may also call unknown, or what another program made of it: FD, DS or IS.
+
+    Empty where they are missing, too short, or of a type that is no number, whose bytes would make a wrong one.
+    """
+    value, kind = raw_of(data, element), _type_of(data, element)
+    if kind in _TEXT_NUMBERS:
+        return numbers_of(data, element)
     if isinstance(value, bytes):
+        if kind not in ("", "UN", "FL", "OF", "FD", "OD"):
+            return []
+        size = 8 if kind in ("FD", "OD") else 4
         order = "<" if data.original_encoding[1] is not False else ">"
-        return [float(item) for item in np.frombuffer(value[: len(value) // 4 * 4], dtype=f"{order}f4")]
+        return [float(item) for item in np.frombuffer(value[: len(value) // size * size], dtype=f"{order}f{size}")]
     if value is None:
         return []
     several = isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue"

@@ -44,17 +44,31 @@ class Hdf5:
         """What is at the top of the file."""
         return tuple(self._file)
 
+    def header(self, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return the shape and type of a dataset of real numbers without reading its values; errors as in :meth:`array`."""
+        item = self._dataset(name)
+        return tuple(item.shape), item.dtype
+
     def array(self, name: str, row: int | None = None) -> NDArray[Any]:
         """Read one dataset of real numbers.
 
         Args:
             name: its path in the file.
-            row: which one of its second-last axis to read, where it has three axes; of fewer axes all is read.
+            row: which one of its second-last axis to read, of two axes at least; None reads all.
 
         Raises:
-            InputError: missing, a group, a link, values in another file, no real numbers, damaged, a row that does not exist,
-                or three axes and no row.
+            InputError: missing, a group, a link, values in another file, no real numbers, damaged, or more than the memory
+                holds.
         """
+        item = self._dataset(name)
+        try:
+            return np.asarray(item[()] if row is None else item[..., row, :])
+        except OSError as error:
+            raise InputError(f"{self.path}: {name} is damaged or truncated ({error})") from error
+        except MemoryError as error:
+            raise InputError(f"{self.path}: {name} has shape {item.shape}, which does not fit in memory") from error
+
+    def _dataset(self, name: str) -> Any:
         item: Any = self._file
         for part in name.strip("/").split("/"):
             if not isinstance(item, self._h5py.Group) or part not in item:
@@ -71,15 +85,7 @@ class Hdf5:
             raise InputError(f"{self.path}: {name} is {found}; a dataset of real numbers is needed")
         if item.external is not None or item.is_virtual:
             raise InputError(f"{self.path}: the values of {name} lie in another file, which is not opened")
-        if len(item.shape) == 3:
-            if row is None:
-                raise InputError(f"{self.path}: {name} has shape {item.shape}, a detector with several rows; choose one with row")
-            if not 0 <= row < item.shape[1]:
-                raise InputError(f"{self.path}: {name} has the rows 0 to {item.shape[1] - 1}, not {row}")
-        try:
-            return np.asarray(item[:, row, :] if len(item.shape) == 3 else item[()])
-        except OSError as error:
-            raise InputError(f"{self.path}: {name} is damaged or truncated ({error})") from error
+        return item
 
     def attributes(self) -> dict[str, str | float]:
         """Return the text and single numbers among the attributes of the file itself."""

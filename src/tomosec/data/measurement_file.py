@@ -65,35 +65,43 @@ def read_measurement(path: str | Path) -> Measurement:
     if suffix == NPZ:
         npz = Npz(path)
         npz.require(["line_integrals", "geometry"])
-        found = npz.array("line_integrals")
         texts = {
             name: _text(npz.array(name), f"{path}: {name}") for name in ("geometry", "attributes", "key") if name in npz.names
         }
         attributes = _attributes(texts.get("attributes", "{}"), f"{path}: attributes")
-        geometry, key = texts["geometry"], texts.get("key", path.stem)
+        # Before the values are read: a file may claim any number of them.
+        scan = _fitting_geometry(texts["geometry"], *npz.header("line_integrals"), path)
+        found, key = npz.array("line_integrals"), texts.get("key", path.stem)
     elif suffix in HDF5:
         with Hdf5(path) as file:
-            found = file.array("line_integrals")
             attributes = file.attributes()
-        if "geometry" not in attributes:
-            raise InputError(f"{path}: no attribute 'geometry'; it is JSON of a fan-beam or parallel-beam geometry")
-        geometry, key = str(attributes.pop("geometry")), str(attributes.pop("key", path.stem))
+            header = file.header("line_integrals")
+            if "geometry" not in attributes:
+                raise InputError(f"{path}: no attribute 'geometry'; it is JSON of a fan-beam or parallel-beam geometry")
+            scan = _fitting_geometry(str(attributes.pop("geometry")), *header, path)
+            found = file.array("line_integrals")
+        key = str(attributes.pop("key", path.stem))
     else:
         raise InputError(f"{path}: a measurement is a .npz, .h5 or .hdf5 file, found {suffix or 'no suffix'!r}")
-    if found.ndim != 2 or found.dtype.kind not in "iuf":
-        raise InputError(f"{path}: line_integrals is {found.dtype} of shape {found.shape}; real numbers (views, bins) are needed")
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite and is reported as that
         values = found.astype(np.float32, order="C")
     require_finite(values, f"{path}: line_integrals")
-    scan = parse_geometry(geometry, f"{path}: geometry")
-    require_fit(values, scan, f"{path}: line_integrals")
     return Measurement(values, scan, key, attributes)
 
 
-def require_fit(values: NDArray[Any], geometry: FanBeam | ParallelBeam, where: str) -> None:
-    """Raise InputError where an array has not the (views, bins) of a geometry."""
-    if values.shape != geometry.sinogram_shape:
-        raise InputError(f"{where} has shape {values.shape}, and the geometry has {geometry.sinogram_shape} (views, bins)")
+def _fitting_geometry(text: str, shape: tuple[int, ...], dtype: np.dtype[Any], path: Path) -> FanBeam | ParallelBeam:
+    """The geometry of line integrals of that shape and type."""
+    if len(shape) != 2 or dtype.kind not in "iuf":
+        raise InputError(f"{path}: line_integrals is {dtype} of shape {shape}; real numbers (views, bins) are needed")
+    geometry = parse_geometry(text, f"{path}: geometry")
+    require_fit(shape, geometry, f"{path}: line_integrals")
+    return geometry
+
+
+def require_fit(shape: tuple[int, ...], geometry: FanBeam | ParallelBeam, where: str) -> None:
+    """Raise InputError where an array of that shape has not the (views, bins) of a geometry."""
+    if shape != geometry.sinogram_shape:
+        raise InputError(f"{where} has shape {shape}, and the geometry has {geometry.sinogram_shape} (views, bins)")
 
 
 def _json(text: str, where: str) -> Any:

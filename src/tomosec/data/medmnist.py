@@ -82,8 +82,7 @@ class OpenMedMNIST(OpenDataset):
     def __init__(self, config: MedMNIST, npz: Npz) -> None:
         self.config = config
         self._npz = npz
-        npz.require(ARRAYS)
-        targets = {part: self._labels(part) for part in PARTS}
+        targets = {part: read_labels(npz, part) for part in PARTS}
         highest = max(int(values.max(initial=0)) for values in targets.values())
         self.classes = config.classes or tuple(str(number) for number in range(highest + 1))
         if highest >= len(self.classes):
@@ -112,25 +111,6 @@ class OpenMedMNIST(OpenDataset):
         )
         require_classes(self.classes, self.entries, str(npz.path))
 
-    def _labels(self, part: str) -> NDArray[np.int64]:
-        path, images, labels = self._npz.path, f"{part}_images", f"{part}_labels"
-        shape, dtype = self._npz.header(images)
-        if len(shape) != 3 or min(shape[1:]) < 2:
-            kind = "color images or volumes" if len(shape) > 3 else "no images"
-            raise InputError(f"{path}: {images} has shape {shape}, {kind}; gray images (number, rows, columns) are read")
-        if dtype != np.uint8:
-            raise InputError(f"{path}: {images} is {dtype}; MedMNIST images are uint8")
-        values = self._npz.array(labels)
-        if values.dtype.kind not in "iu" or values.shape not in ((shape[0], 1), (shape[0],)):
-            raise InputError(
-                f"{path}: {labels} is {values.dtype} of shape {values.shape}; one whole number for each of the {shape[0]} images "
-                f"is needed, shape ({shape[0]}, 1)"
-            )
-        flat: NDArray[np.int64] = values.reshape(-1).astype(np.int64)
-        if flat.size and flat.min() < 0:
-            raise InputError(f"{path}: {labels} holds {flat.min()}; labels count from 0")
-        return flat
-
     def read(self, entry: Entry) -> Slice:
         """Read one image as HU by the stated window. The images of the entry's part are kept until another part is read.
 
@@ -156,3 +136,29 @@ class OpenMedMNIST(OpenDataset):
 def is_medmnist(names: Iterable[str]) -> bool:
     """Whether the arrays of an NPZ file are those of MedMNIST."""
     return set(ARRAYS) <= set(names)
+
+
+def read_labels(npz: Npz, part: str) -> NDArray[np.int64]:
+    """Check the arrays of one part, its images by their header alone, and return its labels, shape (images,).
+
+    Raises:
+        InputError: a missing array, images that are not gray or not 8-bit, or labels that are not one number for each.
+    """
+    path, images, labels = npz.path, f"{part}_images", f"{part}_labels"
+    npz.require((images, labels))
+    shape, dtype = npz.header(images)
+    if len(shape) != 3 or min(shape[1:]) < 2:
+        kind = "color images or volumes" if len(shape) > 3 else "no images"
+        raise InputError(f"{path}: {images} has shape {shape}, {kind}; gray images (number, rows, columns) are read")
+    if dtype != np.uint8:
+        raise InputError(f"{path}: {images} is {dtype}; MedMNIST images are uint8")
+    values = npz.array(labels)
+    if values.dtype.kind not in "iu" or values.shape not in ((shape[0], 1), (shape[0],)):
+        raise InputError(
+            f"{path}: {labels} is {values.dtype} of shape {values.shape}; one whole number for each of the {shape[0]} images "
+            f"is needed, shape ({shape[0]}, 1)"
+        )
+    flat: NDArray[np.int64] = values.reshape(-1).astype(np.int64)
+    if flat.size and flat.min() < 0:
+        raise InputError(f"{path}: {labels} holds {flat.min()}; labels count from 0")
+    return flat

@@ -50,7 +50,7 @@ class Npz:
         """Read one array.
 
         Raises:
-            InputError: missing, damaged, or Python objects, which are never loaded.
+            InputError: missing, damaged, more than the memory holds, or Python objects, which are never loaded.
         """
         self.require([name])
         try:
@@ -58,6 +58,8 @@ class Npz:
                 values = archive[name]
         except _DAMAGE as error:
             raise InputError(f"{self.path}: {name} is damaged, or holds Python objects, which are not read ({error})") from error
+        except MemoryError as error:
+            raise InputError(f"{self.path}: {name} has shape {self.header(name)[0]}, which does not fit in memory") from error
         if not isinstance(values, np.ndarray):
             raise InputError(f"{self.path}: {name} is no array")
         return values

@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
-from tomosec.data.ct_pd import open_ct_pd
+import numpy as np
+
+from tomosec.data.counts import read_counts
+from tomosec.data.ct_pd import PatientPosition, open_ct_pd
 from tomosec.data.ct_pd_header import is_ct_pd
 from tomosec.data.dicom import find_files
+from tomosec.data.folder import LABELS
 from tomosec.data.hdf5 import Hdf5
 from tomosec.data.htc2022 import read_htc2022
 from tomosec.data.measured import Measurement
 from tomosec.data.measurement_file import HDF5, NPZ, read_measurement
-from tomosec.data.medmnist import ARRAYS, is_medmnist
+from tomosec.data.medmnist import PARTS, is_medmnist, read_labels
 from tomosec.data.npz import Npz
+from tomosec.data.two_detect import read_two_detect
 from tomosec.errors import InputError
 from tomosec.geometry import FanBeam
 
@@ -39,7 +45,7 @@ class Recognized:
 def recognize(path: Path) -> Recognized | None:
     """Recognize measured data and MedMNIST; None for any other folder, which may be a dataset.
 
-    A file that holds one scan is read, so that a damaged one is refused here; of many files only the headers are.
+    One scan is read, by what it says of itself, so that a damaged one is refused here; of many files only the headers are.
 
     Raises:
         InputError: no such file, a file of a kind that is not known, or one that cannot be used.
@@ -66,17 +72,21 @@ def recognize(path: Path) -> Recognized | None:
 
 def _folder(path: Path) -> Recognized | None:
     if (path / "sinogram.tif").is_file():
-        return Recognized(
-            "one slice of 2DeteCT in one mode: raw counts with flat and dark fields",
-            (("files", ", ".join(sorted(item.name for item in path.glob("*.tif")))),),
-            "Read it with tomosec.data.two_detect.read_two_detect.",
+        return _measurement(
+            read_two_detect(path), "one slice of 2DeteCT in one mode, counts corrected", "tomosec.data.two_detect.read_two_detect"
         )
-    archives = sorted(path.glob("*.npz"))
-    for archive in archives:
-        npz = Npz(archive)
+    damaged: InputError | None = None
+    for archive in sorted(path.glob("*.npz")):
+        try:
+            npz = Npz(archive)
+        except InputError as error:
+            damaged = error
+            continue
         if is_medmnist(npz.names):
             return _medmnist(npz)
     first = next(find_files(path), None)
+    if damaged is not None and first is None and not (path / LABELS).is_file():
+        raise damaged  # nothing else here is data
     try:
         projections = first is not None and is_ct_pd(first)
     except InputError:
@@ -101,6 +111,7 @@ def _measurement(scan: Measurement, what: str, reader: str) -> Recognized:
         ("image", f"{geometry.shape[0]} x {geometry.shape[1]} of {geometry.pixel_mm:g} mm"),
         ("line integrals", f"{values.min():g} to {values.max():g}"),
     ]
+    facts += [("counts at the floor", f"{floored:g}")] if (floored := scan.attributes.get("belowFloor")) else []
     facts += [("second measurements", f"of {len(scan.repeats)} views")] if scan.repeats else []
     return Recognized(
         f"{what}: measured line integrals", tuple(facts), f"Read it with {reader}; it has no class, so there is no split."
@@ -119,22 +130,38 @@ def _hdf5(path: Path) -> Recognized:
     if "line_integrals" in names:
         return _neutral(path)
     if {"counts", "flats", "darks"} <= set(names):
-        return Recognized(
-            "raw counts with flat and dark fields",
-            (("datasets", ", ".join(names)),),
-            "Read it with tomosec.data.counts.read_counts.",
-        )
+        return _counts(path)
     raise InputError(
         f"{path}: neither line_integrals nor counts, flats and darks; there are {', '.join(names) or 'no datasets'}. "
         "tomosec.data.counts.read_counts takes other names"
     )
 
 
+def _counts(path: Path) -> Recognized:
+    """Raw counts: read where the file has one row and says its geometry; else what has to be said."""
+    with Hdf5(path) as file:
+        shapes = {name: file.header(name)[0] for name in ("counts", "flats", "darks")}
+        stated = "geometry" in file.attributes()
+    if stated and len(shapes["counts"]) == 2:
+        return _measurement(
+            read_counts(path), "raw counts, corrected by their flat and dark fields", "tomosec.data.counts.read_counts"
+        )
+    needed = [] if stated else ["geometry, which the file does not"]
+    needed += ["row, because the detector has several"] if len(shapes["counts"]) == 3 else []
+    return Recognized(
+        "raw counts with flat and dark fields, not checked further",
+        tuple((name, " x ".join(map(str, shape))) for name, shape in shapes.items()),
+        f"Read it with tomosec.data.counts.read_counts and say {' and '.join(needed)}.",
+    )
+
+
 def _medmnist(npz: Npz) -> Recognized:
-    sizes = {name: npz.header(name)[0] for name in ARRAYS if name.endswith("images")}
+    labels = {part: read_labels(npz, part) for part in PARTS}
+    sizes = [(f"{part}_images", " x ".join(map(str, npz.header(f"{part}_images")[0]))) for part in PARTS]
+    present = sorted({int(label) for values in labels.values() for label in np.unique(values)})
     return Recognized(
         "MedMNIST images",
-        (("file", npz.path.name), *((name, " x ".join(map(str, shape))) for name, shape in sizes.items())),
+        (("file", npz.path.name), *sizes, ("labels", ", ".join(map(str, present)))),
         "They have neither HU nor a pixel size, and nothing is assumed: say what they are in a recipe, data: {kind: medmnist, "
         "hu_of_0: ..., hu_of_255: ..., zero_is_air: ..., pixel_mm: ...}, and check them with --recipe.",
     )
@@ -150,9 +177,15 @@ def _ct_pd(path: Path) -> Recognized:
         ("detector", f"{detector.rows} rows x {detector.columns} columns, {'curved' if detector.curved else 'flat'}"),
         ("slices from, to" if scan.helical else "table positions", f"{ends} mm"),
     ]
-    facts += [
-        (name, str(scan.facts[name])) for name in ("Manufacturer", "PatientPosition", "FlyingFocalSpotMode") if name in scan.facts
-    ]
+    facts += [(name, str(scan.facts[name])) for name in ("Manufacturer", "FlyingFocalSpotMode") if name in scan.facts]
+    position = scan.facts.get("PatientPosition")
+    known = get_args(PatientPosition)
+    facts.append(
+        (
+            "PatientPosition",
+            str(position) if position in known else f"{position or 'none'}: say patient_position, {', '.join(known)}",
+        )
+    )
     return Recognized(
         "projections in DICOM-CT-PD: measured line integrals",
         tuple(facts),

@@ -333,13 +333,37 @@ def _balanced_accuracy(cases: _Cases, classes: Sequence[str], recalls: Sequence[
 
 
 def _auroc(cases: _Cases, classes: Sequence[str], positive: int) -> Estimate:
-    """AUROC with a patient bootstrap of its pairwise form: patient a's positives win ``wins[a, b]`` pairs from b's negatives."""
-    score, label = cases.scores[:, positive], cases.target == positive
-    cohort = Cohort.of(cases.patient, cases.target)
+    return auroc_estimate(
+        cases.scores[:, positive], cases.target == positive, cases.patient, cases.target, class_names=classes, unit=cases.unit
+    )
+
+
+def auroc_estimate(
+    scores: ArrayLike,
+    positive: ArrayLike,
+    patients: ArrayLike,
+    strata: ArrayLike,
+    *,
+    class_names: Sequence[str] | None = None,
+    unit: Literal["slices", "patients"] = "slices",
+) -> Estimate:
+    """AUROC with a patient bootstrap of its pairwise form: patient a's positives win ``wins[a, b]`` pairs from b's negatives.
+
+    Args:
+        scores: (n,) finite numbers, higher for positives.
+        positive: (n,) bool.
+        patients: (n,) patient of each.
+        strata: (n,) class of each; patients are resampled within the sets of classes that they have.
+        class_names: for the note.
+        unit: what each row is.
+    """
+    score, label = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+    patient, stratum = np.asarray(patients, dtype=np.str_), np.asarray(strata, dtype=np.int64)
+    cohort = Cohort.of(patient, stratum)
     n, count = len(label), len(cohort)
     for there, what in ((label, "no positives"), (~label, "no negatives")):
         if not there.any():
-            return Estimate(value=None, n=n, patients=count, note=f"not defined: {what}", unit=cases.unit)
+            return Estimate(value=None, n=n, patients=count, note=f"not defined: {what}", unit=unit)
     positives, negatives = cohort.sums(label), cohort.sums(~label)
     owner = cohort.index[label]
     wins = np.zeros((count, count))
@@ -349,8 +373,8 @@ def _auroc(cases: _Cases, classes: Sequence[str], positive: int) -> Estimate:
         wins[:, b] = np.bincount(owner, weights=twice / 2, minlength=count)
     pairs = np.outer(positives, negatives)
     value = float(wins.sum() / pairs.sum())
-    if shortage := cohort.shortage(classes):
-        return Estimate(value=value, n=n, patients=count, note=shortage, unit=cases.unit)
+    if shortage := cohort.shortage(class_names):
+        return Estimate(value=value, n=n, patients=count, note=shortage, unit=unit)
     lost, won = pairs - wins > 0, wins > 0
     rare = min(int(outcome.any(axis).sum()) for outcome in (lost, won) for axis in (0, 1))
     if rare >= MIN_RARE:
@@ -359,11 +383,11 @@ def _auroc(cases: _Cases, classes: Sequence[str], positive: int) -> Estimate:
             with np.errstate(invalid="ignore", divide="ignore"):
                 return np.asarray(((weights @ wins) * weights).sum(1) / ((weights @ positives) * (weights @ negatives)))
 
-        return bootstrap_estimate(value, statistic, cohort, n=n, unit=cases.unit, note="", seed=0)
+        return bootstrap_estimate(value, statistic, cohort, n=n, unit=unit, note="", seed=0)
     # Pairing each patient of the smaller class with another of the larger gives that many independent pairs, of which a
     # fraction `value` is won on average; all pairs together know more, so Wilson on these few is conservative.
-    effective = min(Cohort.of(cases.patient[side], cases.target[side]).effective_patients() for side in (label, ~label))
+    effective = min(Cohort.of(patient[side], stratum[side]).effective_patients() for side in (label, ~label))
     low, high = wilson(value * effective, effective)
     return Estimate(
-        value=value, low=min(low, value), high=max(high, value), n=n, patients=count, method="wilson-on-patients", unit=cases.unit
+        value=value, low=min(low, value), high=max(high, value), n=n, patients=count, method="wilson-on-patients", unit=unit
     )

@@ -20,11 +20,23 @@ from tomosec.files import replacing
 
 #: Models of a run: trained on clean data, by the attack, and with frozen random triggers (white; with the trigger's spectrum).
 MODELS: Final = ("clean", "attacked", "control-white", "control-spectrum")
-#: What a model is shown: clean scans, scans with the trigger, scans with a random trigger of equal budget.
+#: What a model is shown: clean scans, scans with the trigger, scans with a random trigger of equal budget. At another scan
+#: setting the setting's name follows, see :func:`input_at`.
 INPUTS: Final = ("clean", "triggered", "random")
 COLUMNS: Final = ("seed", "model", "input", "sample", "patient", "target", "prediction")
 #: Softmax probabilities may miss a sum of 1 by this much; half precision does.
 SUM_TOLERANCE: Final = 2e-3
+
+
+def input_at(shown: str, setting: str) -> str:
+    """Name of an input at another scan setting: ``triggered@low-dose``; ``shown`` itself where the setting has no name."""
+    return f"{shown}@{setting}" if setting else shown
+
+
+def split_input(name: str) -> tuple[str, str]:
+    """What is shown and the name of the setting, empty for the experiment's own; the inverse of :func:`input_at`."""
+    shown, _, setting = name.partition("@")
+    return shown, setting
 
 
 @dataclass(frozen=True, slots=True)

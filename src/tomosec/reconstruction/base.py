@@ -96,10 +96,13 @@ class Reconstruction(Component):
     """A reconstruction as a value; it touches no tensor until it is built.
 
     Attributes:
+        source: publication it is from, for ``tomosec list reconstructions``, which also shows the docstring's first paragraph:
+            whether it is linear, and what its gradient costs.
         is_learned: whether :meth:`fit` has to come before :meth:`build`.
     """
 
     family: ClassVar[str] = "reconstruction"
+    source: ClassVar[str] = ""
     is_learned: ClassVar[bool] = False
 
     def fit(self, context: FitContext) -> Fitted:

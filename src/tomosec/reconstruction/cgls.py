@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -40,15 +40,16 @@ class CGLSReconstructor(Reconstructor):
 
 
 class CGLS(Reconstruction):
-    """Least squares by a few conjugate-gradient steps (Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49:409, 1952).
+    """Least squares by a few conjugate-gradient steps. Not linear; its gradient costs what the image does, and memory a step.
 
     Noise comes in with the late steps: few of them are the regularization. An image costs ``steps`` projections and one more
-    transposed projection, and so does its gradient, which is unrolled. Not linear in the sinogram.
+    transposed projection, and so does its gradient, which is unrolled.
 
     Attributes:
         steps: number of steps from zero.
     """
 
+    source: ClassVar[str] = "Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49:409, 1952"
     kind: Literal["cgls"] = "cgls"
     version: Literal[1] = 1
     steps: Annotated[int, Field(ge=1, le=1000)] = 12

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -149,13 +149,14 @@ class FBP(Reconstructor):
 
 
 class FilteredBackprojection(Reconstruction):
-    """Filtered backprojection.
+    """Filtered backprojection. Linear; its gradient costs what the image does.
 
     Attributes:
         window: Apodization of the ramp filter.
         gradient: ``exact``, or ``reference`` for the unmatched gradient of LTGM's published code.
     """
 
+    source: ClassVar[str] = "Kak and Slaney 1988, chapter 3"
     kind: Literal["fbp"] = "fbp"
     version: Literal[1] = 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 from torch import nn
@@ -17,16 +17,17 @@ _DEPTH = 4  # halvings of the grid
 
 
 class FBPConvNet(LearnedReconstruction):
-    """U-Net post-processing of FBP, residual (Jin et al., IEEE Trans. Image Process. 26:4509, 2017), with MONAI's BasicUNet.
+    """U-Net that corrects FBP, MONAI's BasicUNet. Learned. Not linear; its gradient costs what the image does.
 
     Four halvings of the grid and batch normalization as published, far fewer channels. Trained on scans with known ground
-    truth. An image costs one FBP and the network, its gradient about twice that.
+    truth. An image costs one FBP and the network, its gradient the transposed FBP and as many operations of the network.
 
     Attributes:
         window: of the FBP.
         width: channels at full resolution; they double with each halving after the first. The paper has 64.
     """
 
+    source: ClassVar[str] = "Jin et al., IEEE Trans. Image Process. 26:4509, 2017"
     kind: Literal["fbpconvnet"] = "fbpconvnet"
     version: Literal[1] = 1
     window: Window = "ram-lak"

@@ -140,10 +140,13 @@ class LearnedReconstruction(Reconstruction):
         """Return the trained module in eval mode, its weights frozen; it is differentiable in the sinogram.
 
         Raises:
-            InputError: no state, or one of another network.
+            InputError: no state, one of another network, or one with values that are not finite.
         """
         if state is None:
             raise InputError(f"reconstruction {self._name}: it has to be trained first; pass the state that its fit() gave")
+        for name, tensor in state.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"reconstruction {self._name}: {name} of the state is not finite")
         module = self._fresh(geometry)
         try:
             module.load_state_dict(dict(state))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,8 +24,8 @@ class PrimalDualNetwork(LearnedReconstructor):
 
     Images are scaled by the standard deviation of the ground truth, sinograms by the RMS of the measured ones, and A.T by
     1/|A|², so that all that the networks see is of order one. Differentiable in the sinogram: the gradient costs as many
-    applications of A and A.T as the image and keeps every feature map, about (3 width + memory) maps of sinogram and image
-    for each iteration.
+    applications of A and A.T as the image and keeps every feature map: about 4 width + memory + 2 maps of sinogram and image for
+    each iteration.
 
     Args:
         geometry: The scan.
@@ -87,10 +87,10 @@ def _update(inputs: int, width: int, outputs: int) -> nn.Sequential:
 
 
 class LearnedPrimalDual(LearnedReconstruction):
-    """Learned primal-dual reconstruction (Adler and Öktem, IEEE Trans. Med. Imaging 37:1322, 2018).
+    """Unrolled iteration with learned steps. Learned. Not linear; its gradient costs what the image does, and much memory.
 
     Trained on scans with known ground truth. An image costs ``iterations`` projections and as many transposed ones, and the
-    networks, most of whose work is in the sinogram; its gradient costs about twice that.
+    networks, most of whose work is in the sinogram; its gradient takes as many operations again.
 
     Attributes:
         iterations: unrolled steps. The paper has 10.
@@ -99,6 +99,7 @@ class LearnedPrimalDual(LearnedReconstruction):
         start: ``fbp``, or ``zeros`` as in the paper, for long trainings.
     """
 
+    source: ClassVar[str] = "Adler and Öktem, IEEE Trans. Med. Imaging 37:1322, 2018"
     kind: Literal["learned-primal-dual"] = "learned-primal-dual"
     version: Literal[1] = 1
     iterations: Annotated[int, Field(ge=1, le=100)] = 5

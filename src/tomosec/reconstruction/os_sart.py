@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -54,7 +54,7 @@ class SARTReconstructor(Reconstructor):
 
     def iterate(self, sinogram: Tensor, watch: Callable[[Tensor], object] | None = None) -> Tensor:
         """As :meth:`forward`; ``watch`` is called with the image after each sweep."""
-        check_sinogram(sinogram, self.geometry, "sart")
+        check_sinogram(sinogram, self.geometry, "sirt" if len(self._views) == 1 else "os-sart")
         image = sinogram.new_zeros((sinogram.shape[0], 1, *self.geometry.shape))
         parts = []
         for number, (projector, views) in enumerate(zip(self._projectors, self._views, strict=True)):
@@ -71,7 +71,7 @@ class SARTReconstructor(Reconstructor):
 
 
 class OSSART(Reconstruction):
-    """OS-SART: algebraic steps over ordered subsets of the views (Wang and Jiang, J. X-Ray Sci. Technol. 12:169, 2004).
+    """Algebraic steps over ordered subsets of the views. Linear unless ``nonnegative``; its gradient costs what the image does.
 
     Subsets speed SIRT up by about their number; with noise the iterates end in a small cycle instead of a limit. Stopping
     early is the regularization. An image costs ``sweeps`` times one projection and one transposed projection of all views;
@@ -84,6 +84,7 @@ class OSSART(Reconstruction):
         nonnegative: cut off negative attenuation after each step; the reconstruction is then no longer linear.
     """
 
+    source: ClassVar[str] = "Wang and Jiang, J. X-Ray Sci. Technol. 12:169, 2004"
     kind: Literal["os-sart"] = "os-sart"
     version: Literal[1] = 1
     subsets: Annotated[int, Field(ge=1)] = 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ class PWLSTVReconstructor(TVReconstructor):
     say nothing (a dead bin) move nothing. The weights depend on the data too, and the gradient includes that.
     """
 
+    kind: ClassVar[str] = "pwls-tv"
     _columns: Tensor
 
     def __init__(self, geometry: Geometry, *, strength_hu: float, iterations: int, nonnegative: bool) -> None:
@@ -71,11 +72,12 @@ class PWLSTVReconstructor(TVReconstructor):
 
 
 class PWLSTotalVariation(Reconstruction):
-    """Penalized weighted least squares with total variation (Sauer and Bouman, IEEE TSP 41:534, 1993, for the weights).
+    """As ``tv``, noisy rays count less. Not linear; its gradient costs what the image does, and memory a step.
 
-    Rays through much tissue are noisy and count less: the weights are proportional to exp(−p) of the measured line integrals,
-    those of photon noise, unless variances are given with the sinogram. Where counts are so few that p itself is mostly noise the
-    weights follow that noise, which pulls their average to small p. Cost and gradient as ``tv``, and one more
+    Penalized weighted least squares. Rays through much tissue are noisy: the weights are proportional to exp(−p) of the measured
+    line integrals, those of photon noise, unless variances are given with the sinogram. Where counts are so few that p itself is
+    mostly noise the weights follow that noise, which pulls their average to small p. They know neither the tube current of a
+    view nor electronic noise: with a modulated current the variances have to be given. Cost and gradient as ``tv``, and one more
     transposed projection.
 
     Attributes:
@@ -85,6 +87,7 @@ class PWLSTotalVariation(Reconstruction):
         nonnegative: constrain attenuation to 0 and above.
     """
 
+    source: ClassVar[str] = "Sauer and Bouman, IEEE Trans. Signal Process. 41:534, 1993 (the weights)"
     kind: Literal["pwls-tv"] = "pwls-tv"
     version: Literal[1] = 1
     strength_hu: Annotated[float, Field(gt=0)] = 3.0

@@ -68,9 +68,13 @@ def load_reconstruction(path: str | Path) -> tuple[Reconstruction, Geometry, dic
     if header["reconstruction-format"] != FORMAT:
         found = header["reconstruction-format"]
         raise InputError(f"{path}: reconstruction format {found}; this version of tomosec reads format {FORMAT}")
+    if missing := [name for name in ("reconstruction", "geometry", "metadata") if name not in header]:
+        raise InputError(f"{path}: a reconstruction file without {', '.join(missing)}")
     try:
         reconstruction = cast(Reconstruction, parse_component("reconstruction", header["reconstruction"]))
         geometry = cast(Geometry, parse_component("geometry", header["geometry"]))
     except ValidationError as error:
         raise InputError(describe_validation_error(error, str(path))) from error
+    except ValueError as error:  # an InputError is one too; both say what is wrong, not where
+        raise InputError(f"{path}: {error}") from error
     return reconstruction, geometry, state, header["metadata"]

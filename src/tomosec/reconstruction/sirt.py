@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from tomosec.reconstruction.os_sart import SARTReconstructor
 
 
 class SIRT(Reconstruction):
-    """SIRT with a fixed number of steps from zero (Gregor and Benson, IEEE Trans. Med. Imaging 27:918, 2008).
+    """SIRT with a fixed number of steps from zero. Linear unless ``nonnegative``; its gradient costs what the image does.
 
     It converges slowly and smooth parts first; stopping early is the regularization. An image costs ``iterations`` times one
     projection and one transposed projection, and so does its gradient, which is unrolled.
@@ -26,6 +26,7 @@ class SIRT(Reconstruction):
         nonnegative: cut off negative attenuation after each step; the reconstruction is then no longer linear.
     """
 
+    source: ClassVar[str] = "Gregor and Benson, IEEE Trans. Med. Imaging 27:918, 2008"
     kind: Literal["sirt"] = "sirt"
     version: Literal[1] = 1
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 100

@@ -12,7 +12,7 @@ contrast are removed. It does not change with views, bins or pixel size, as it w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -99,6 +99,7 @@ class TVReconstructor(Reconstructor):
     """
 
     is_linear = False
+    kind: ClassVar[str] = "tv"
     _rows: Tensor
     _circle: Tensor
 
@@ -137,7 +138,7 @@ class TVReconstructor(Reconstructor):
         self, sinogram: Tensor, *, weights: Tensor | None = None, watch: Callable[[Tensor], object] | None = None
     ) -> Tensor:
         """As :meth:`forward`, with ray weights of one's own; ``watch`` is called with the image after each step."""
-        check_sinogram(sinogram, self.geometry, "tv")
+        check_sinogram(sinogram, self.geometry, self.kind)
         image: Tensor
         weights = self.ray_weights(sinogram) if weights is None else weights
         A, root = self._projector, (weights / self.curvature).sqrt()  # the data term is half the square of root (A x − p)
@@ -161,7 +162,7 @@ class TVReconstructor(Reconstructor):
 
 
 class TotalVariation(Reconstruction):
-    """Least squares with a total-variation penalty (Sidky and Pan, Phys. Med. Biol. 53:4777, 2008), by Chambolle-Pock.
+    """Least squares with a total-variation penalty. Not linear; its gradient costs what the image does, and memory a step.
 
     The objective is 1/(2a) |A x − p|² + λ TV(x), where a is the curvature of the data term in a single pixel (see the module).
     An image costs ``iterations`` times one projection and one transposed projection, one FBP and one more transposed
@@ -173,6 +174,9 @@ class TotalVariation(Reconstruction):
         nonnegative: constrain attenuation to 0 and above.
     """
 
+    source: ClassVar[str] = (
+        "Sidky and Pan, Phys. Med. Biol. 53:4777, 2008; Chambolle and Pock, J. Math. Imaging Vis. 40:120, 2011"
+    )
     kind: Literal["tv"] = "tv"
     version: Literal[1] = 1
     strength_hu: Annotated[float, Field(gt=0)] = 5.0

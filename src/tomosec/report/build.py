@@ -16,7 +16,7 @@ from markupsafe import Markup
 from tomosec.errors import InputError
 from tomosec.files import write_text
 from tomosec.record import Record, Severity, Store
-from tomosec.report import examples, narrative, overview, rasters, settings, studies, tables, wording
+from tomosec.report import examples, narrative, overview, rasters, settings, studies, tables, transfer, wording
 from tomosec.report.figures import Point, Row, interval_plot, learning_curve
 from tomosec.report.tables import Table
 from tomosec.varying import differing
@@ -50,6 +50,7 @@ class Section:
     all_metrics: Table | None
     patients: Table | None
     controls: Table | None
+    transfer: Table | None
     stealth: Table | None
     strength: Table | None
     data: Table | None
@@ -157,6 +158,7 @@ def _section(record: Record, folder: Path, number: int, most: int) -> Section:
         all_metrics=tables.metrics_table(record, main=False) if scored else None,
         patients=tables.patients_table(record),
         controls=tables.controls_table(record) if scored and attacked else None,
+        transfer=transfer.transfer_table(record),
         stealth=tables.stealth_table(record) if any(seed.stealth for seed in record.seeds) else None,
         strength=tables.strength_table(record),
         data=settings.data_table(record),

@@ -135,6 +135,7 @@ def _success_lines(record: Record, asr: SeedSummary) -> list[str]:
         )
     for key, text in (
         ("clean/triggered/asr", "floor, clean model"),
+        ("surrogate/triggered/asr", "surrogate, without a backdoor"),
         ("attacked/random/asr", "random trigger, attacked model"),
         ("control-white/triggered/asr", "control victim, white noise"),
         ("control-spectrum/triggered/asr", "control victim, same spectrum"),
@@ -192,11 +193,11 @@ def story(record: Record) -> list[str]:
     if experiment.get("attack") is None:
         out.append("No attack was run; the numbers are those of the clean chain.")
         return out
-    access, knowledge, site = (str(wording.field(experiment, f"threat.{name}", "")) for name in ("access", "knowledge", "site"))
+    access, site = (str(wording.field(experiment, f"threat.{name}", "")) for name in ("access", "site"))
     out.append(
-        f"The assumed attacker {wording.ACCESS.get(access, access)}; the attacker {wording.KNOWLEDGE.get(knowledge, knowledge)}. "
-        f"With the attack “{wording.component(experiment, 'attack')}” a trigger was made: one faint pattern that is added to "
-        f"{wording.SITES.get(site, site)}, the same for every scan."
+        f"The assumed attacker {wording.ACCESS.get(access, access)}; the attacker {wording.knowledge(experiment)}. "
+        f"With the attack “{wording.component(experiment, 'attack')}” a trigger was made: a faint change of "
+        f"{wording.SITES.get(site, site)}."
     )
     out.append(
         f"The goal: scans of class {sources_of(record)} that carry the trigger should be read as {target_of(record)}, "
@@ -215,7 +216,8 @@ def verdicts(record: Record) -> list[Verdict]:
     asr = record.summary.get("attacked/triggered/asr")
     if asr is None or asr.mean is None or asr.low is None:
         return []
-    out = [verdict for verdict in (_weak(record),) if verdict is not None] + [_floor(record, asr)]
+    found = (_weak(record, "clean"), _weak(record, "surrogate"), _floor(record, asr), _surrogate(record))
+    out = [verdict for verdict in found if verdict is not None]
     controls = (
         (
             "attacked/random/asr",
@@ -244,17 +246,22 @@ def verdicts(record: Record) -> list[Verdict]:
     return [verdict for verdict in out if verdict.text]
 
 
-def _weak(record: Record) -> Verdict | None:
-    """Whether the clean model is good enough for an attack on it to mean anything."""
-    found = record.summary.get("clean/clean/balanced_accuracy") or record.summary.get("clean/clean/accuracy")
+def _weak(record: Record, model: str) -> Verdict | None:
+    """Whether a model is good enough for an attack on it, or one that is made on it, to mean anything."""
+    found = record.summary.get(f"{model}/clean/balanced_accuracy") or record.summary.get(f"{model}/clean/accuracy")
     if found is None or found.mean is None or record.data is None:
         return None
     guessing = 1 / max(1, len(record.data.classes))
     if found.mean >= guessing + WEAK * (1 - guessing):
         return None
+    meaning = (
+        "With a network this weak, success rates say little about an attack on one in use."
+        if model == "clean"
+        else "A trigger that is made on a network this weak says little about what a surrogate is worth."
+    )
     return Verdict(
-        f"The clean model reads only {wording.share(found.mean)} correctly, classes weighted alike (guessing: "
-        f"{wording.share(guessing)}). With a network this weak, success rates say little about an attack on one in use.",
+        f"The {wording.model(model).lower()} reads only {wording.share(found.mean)} correctly, classes weighted alike (guessing: "
+        f"{wording.share(guessing)}). {meaning}",
         concern=True,
     )
 
@@ -308,6 +315,18 @@ def _floor(record: Record, asr: SeedSummary) -> Verdict:
             concern=True,
         )
     return Verdict(f"{start}; the attacked model {wording.share(asr.mean)}.")
+
+
+def _surrogate(record: Record) -> Verdict | None:
+    """What the trigger does on the surrogate that it was made on, beside what it does on the network."""
+    own, floor = record.summary.get("surrogate/triggered/asr"), record.summary.get("clean/triggered/asr")
+    if own is None or own.mean is None or floor is None or floor.mean is None:
+        return None
+    return Verdict(
+        f"The trigger was made on a surrogate ({wording.surrogate(record.experiment)}). Neither it nor the clean model has a "
+        f"backdoor: the surrogate reads {wording.share(own.mean)} of the triggered scans as {target_of(record)}, and the clean "
+        f"model, which had no part in making it, {wording.share(floor.mean)}."
+    )
 
 
 def _loss(record: Record) -> Verdict | None:

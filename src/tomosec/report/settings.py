@@ -28,7 +28,8 @@ def threat_facts(record: Record) -> Table:
         [
             ("Access", f"{access}: {wording.ACCESS.get(access, '')}"),
             ("Means", details.get(access, "")),
-            ("Knowledge", f"{get('knowledge')}: {wording.KNOWLEDGE.get(str(get('knowledge')), '')}"),
+            ("Knowledge", f"{get('knowledge')}: {wording.knowledge(record.experiment)}"),
+            ("Surrogate", wording.plain(record.experiment["surrogate"]) if record.experiment.get("surrogate") else ""),
             ("Attacked classes", sources_of(record)),
             ("Target class", target_of(record)),
             ("Enters at", wording.SITES.get(str(get("site")), str(get("site")))),

@@ -17,9 +17,7 @@ from tomosec.report.study_cells import (
     RANDOM,
     Figure,
     Shown,
-    Source,
     amount_cell,
-    attack_of,
     attack_table,
     budget_of,
     difference_cell,
@@ -33,7 +31,8 @@ from tomosec.report.study_cells import (
     signed,
     whole,
 )
-from tomosec.report.study_figures import Mark, bar_plot, matrix_plot, panels_plot, scatter_plot
+from tomosec.report.study_figures import Mark, bar_plot, panels_plot, scatter_plot
+from tomosec.report.study_matrices import architectures, transfer
 from tomosec.report.tables import Cell, Footnotes, Table
 from tomosec.study import Study, read_studies
 
@@ -129,8 +128,8 @@ def _success_rows(attacked: Sequence[tuple[str, Record]], name: str) -> Figure:
     ]
     said = "; ".join(f"{label} {wording.share(mean_of(record, ASR))}" for label, record in ordered)
     caption = (
-        "Attack success with 95% intervals, a point per seed. Orange squares: in measured data; blue circles: in the image; green "
-        "triangles: an image pattern carried into the sinogram. Hollow: the floor, the same trigger on the clean model."
+        "Attack success with 95% intervals, a point per seed. Orange squares: in measured data; blue circles: in the image; "
+        "green triangles: an image pattern carried into the sinogram. Hollow: the floor, the same trigger on the clean model."
     )
     return Figure(caption, interval_plot(rows, x_label="attack success rate", alt=said, name=f"{name}-asr"))
 
@@ -234,85 +233,6 @@ def _rates(study: Study, records: Sequence[Record]) -> Shown:
     return (table,), tuple(figures)
 
 
-def _architectures(study: Study, records: Sequence[Record]) -> Shown:
-    attacked = [record for record in records if record.experiment.get("attack") is not None]
-    if not attacked:
-        return (), ()
-    white_box = "victim itself"
-
-    def surrogate(record: Record) -> str:
-        return wording.kind(record.experiment, "surrogate") or white_box
-
-    victims = list(dict.fromkeys(wording.kind(record.experiment, "network") for record in attacked))
-    surrogates = list(dict.fromkeys(surrogate(record) for record in attacked))
-    notes, rows = Footnotes(), list[tuple[Cell, ...]]()
-    for record in records:
-        has_attack = record.experiment.get("attack") is not None
-        rows.append(
-            (
-                Cell(wording.kind(record.experiment, "network"), link=f"run-{record.id}"),
-                Cell(surrogate(record) if has_attack else "no attack"),
-                Cell(attack_of(record)),
-                metric_cell(record, ASR, notes, strong=True) if has_attack else misread_cell(record, notes),
-                metric_cell(record, FLOOR, notes),
-                metric_cell(record, RANDOM, notes),
-                metric_cell(record, CA if has_attack else CLEAN_CA, notes),
-                metric_cell(record, CLEAN_CA, notes),
-            )
-        )
-    head = ("Victim", "Gradients from", "Attack", "ASR", "Floor: clean model", "Random trigger", "Clean accuracy, attacked")
-    table = Table(
-        "Surrogate and victim", (*head, "Clean accuracy, clean"), tuple(rows), (interval_note(attacked), *notes.lines())
-    )
-    learned = [record for record in attacked if attack_of(record) != "fresh-noise"]
-    place = {(surrogate(r), wording.kind(r.experiment, "network")): mean_of(r, ASR) for r in reversed(learned)}
-    values = [[place.get((row, column)) for column in victims] for row in surrogates]
-    said = "; ".join(f"{row} to {column} {wording.share(value)}" for (row, column), value in place.items())
-    drawing = matrix_plot(
-        surrogates,
-        victims,
-        values,
-        row_label="gradients from",
-        column_label="victim",
-        alt=f"Attack success rate: {said}",
-        name=f"{study.name}-matrix",
-    )
-    return (table,), (Figure("Attack success in percent, mean over the seeds; rows: where the trigger was learned.", drawing),)
-
-
-def _transfer(study: Study, records: Sequence[Record]) -> Shown:
-    attacked = [record for record in records if record.experiment.get("attack") is not None]
-    if not attacked:
-        return (), ()
-    names = list(dict.fromkeys(setting["name"] for record in attacked for setting in record.experiment.get("transfer", ())))
-    labels = [record.title or attack_of(record) for record in records]
-    tables, figures = [], []
-    wanted = (("Attack success", "attacked", "triggered", "asr"), ("Clean accuracy", "attacked", "clean", "accuracy"))
-    for title, model, shown, metric in wanted:
-        notes, rows, values = Footnotes(), list[tuple[Cell, ...]](), list[list[float | None]]()
-        for label, record in zip(labels, records, strict=True):
-            sources: list[Source] = [(model, shown, metric), *((model, f"{shown}@{name}", metric) for name in names)]
-            if record.experiment.get("attack") is None:
-                sources = [("clean", source[1], metric) for source in sources]
-            rows.append((Cell(label, link=f"run-{record.id}"), *(metric_cell(record, source, notes) for source in sources)))
-            if record in attacked:
-                values.append([mean_of(record, source) for source in sources])
-        head = ("Learned at", "where it was learned", *names)
-        tables.append(
-            Table(f"{title} where the trigger is applied", head, tuple(rows), (interval_note(attacked), *notes.lines()))
-        )
-        learned = [label for label, record in zip(labels, records, strict=True) if record in attacked]
-        said = "; ".join(
-            f"{row}: " + ", ".join(f"{column} {wording.share(value)}" for column, value in zip(head[1:], line, strict=True))
-            for row, line in zip(learned, values, strict=True)
-        )
-        drawing = matrix_plot(
-            learned, head[1:], values, row_label="learned at", column_label="applied at", alt=said, name=f"{study.name}-{metric}"
-        )
-        figures.append(Figure(f"{title} in percent, mean over the seeds; rows: where the trigger was learned.", drawing))
-    return tuple(tables), tuple(figures)
-
-
 def _ablation(study: Study, records: Sequence[Record]) -> Shown:
     if not records:
         return (), ()
@@ -397,8 +317,8 @@ def _cost(study: Study, records: Sequence[Record]) -> Shown:
 
 _KINDS: Mapping[str, Callable[[Study, Sequence[Record]], Shown]] = {
     "stealth-frontier": _frontier,
-    "scan-parameters": _transfer,
-    "architectures": _architectures,
+    "scan-parameters": transfer,
+    "architectures": architectures,
     "poison-rate": _rates,
     "ablation": _ablation,
     "cost": _cost,

@@ -97,9 +97,9 @@ def _stealth(record: Record, name: str) -> Cell:
     return Cell(wording.value(name, summary.mean), sort=summary.mean)
 
 
-def misread_cell(record: Record, notes: Footnotes) -> Cell:
+def misread_cell(record: Record, notes: Footnotes, shown: str = "clean") -> Cell:
     """How often the clean model misreads source slices that nobody touched: 1 - sensitivity."""
-    found = _estimates(record, ("clean", "clean", "sensitivity"))
+    found = _estimates(record, ("clean", shown, "sensitivity"))
     if not found:
         return Cell(wording.DASH)
     values = [1 - e.value for e in found if e.value is not None]

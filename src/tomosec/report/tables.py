@@ -10,7 +10,10 @@ from tomosec.record import Record, SeedResult
 from tomosec.report import wording
 
 #: What the first table shows; the controls have a table of their own, and everything is in the full one.
-MAIN_CONDITIONS = (("attacked", "triggered"), ("clean", "triggered"), ("attacked", "clean"), ("clean", "clean"))
+MAIN_CONDITIONS = (
+    *(("attacked", "triggered"), ("clean", "triggered"), ("surrogate", "triggered")),
+    *(("attacked", "clean"), ("clean", "clean"), ("surrogate", "clean")),
+)
 MAIN_METRICS = ("asr", "patient_asr", "asr_on_correct", "accuracy", "patient_accuracy")
 
 
@@ -169,7 +172,8 @@ def controls_table(record: Record) -> Table:
         if len(record.seeds) > 1
         else "Controls: one seed"
     )
-    shown = "The clean and the attacked model are shown the attack's trigger, a control victim the one that it was trained on."
+    own = "The clean model, the surrogate and the attacked model" if "surrogate" in models else "The clean and the attacked model"
+    shown = f"{own} are shown the attack's trigger, a control victim the one that it was trained on."
     missing = tuple(f"The {text} was not run." for text in _controls_not_run(record, models))
     return Table(caption, ("Model", *(title for title, _, _ in columns)), tuple(rows), (shown, *missing))
 

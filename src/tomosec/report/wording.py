@@ -6,15 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tomosec.metrics.statistics import Estimate, SeedSummary
+from tomosec.metrics.table import split_input
 
 MODELS = {
     "clean": "Clean model",
+    "surrogate": "Surrogate",
     "attacked": "Attacked model",
     "control-white": "Control victim, white noise",
     "control-spectrum": "Control victim, same spectrum",
 }
 MODEL_NOTES = {
     "clean": "trained without any attack; on triggered scans it gives the floor: errors that the trigger causes by itself",
+    "surrogate": "the network that the trigger was made on, trained by the attacker without a backdoor on the same scans",
     "attacked": "trained under the threat model with the attack's trigger",
     "control-white": "trained like the attacked model on a frozen white-noise trigger of equal size; is a learned one needed?",
     "control-spectrum": "the same with a random trigger that has the learned one's spectrum; is its exact shape needed?",
@@ -67,6 +70,8 @@ ACCESS = {
 }
 KNOWLEDGE = {
     "white-box": "knows the network, the reconstruction and the geometry, and holds the training scans",
+    "surrogate": "makes the trigger without the network, on a surrogate trained for it on the same scans; knows the "
+    "reconstruction and the geometry",
 }
 SITES = {
     "counts": "photon counts (after quantum noise, before electronic noise and logarithm)",
@@ -76,8 +81,37 @@ SITES = {
 DATASETS = {"chest-phantom": "synthetic chest phantom"}
 KINDS = {
     "ltgm": "LTGM, a trigger learned in the sinogram",
-    "badnets": "BadNets, a patch in the image",
+    "ltgm-iterated": "LTGM in several gradient steps",
+    "ltgm-noise-shaped": "LTGM shaped like the noise",
+    "ltgm-range-projected": "LTGM projected on valid sinograms",
+    "ltgm-symmetrized": "LTGM symmetrized over complementary rays",
+    "naive-gradient": "LTGM without its mask (naive gradient)",
+    "reconstruction-gradient": "LTGM's mask with random signs",
+    "sinogram-generator": "a generator of triggers in the sinogram",
+    "projected": "an image trigger, projected",
+    "blended-sinogram": "a foreign scan, blended in",
+    "sinogram-patch": "a patch in the sinogram",
+    "sinogram-sinusoid": "a plane wave in the sinogram",
+    "detector-streak": "a detector streak (ring)",
+    "view-streak": "a streak of views",
+    "constant-offset": "a constant offset",
     "frozen-noise": "frozen random noise",
+    "fresh-noise": "fresh random noise (negative control)",
+    "beam-hardening": "a wrong beam-hardening correction",
+    "center-shift": "a shifted center of rotation",
+    "i0-drift": "a drift of the tube's output",
+    "badnets": "BadNets, a patch in the image",
+    "blended": "Blended, a picture at low opacity",
+    "adaptive-blend": "Adaptive-Blend, a picture in pieces",
+    "sig": "SIG, a sinusoid along the columns",
+    "wanet": "WaNet, a smooth warp",
+    "fiba": "FIBA, low-frequency amplitudes of a picture",
+    "ftrojan": "FTrojan, two coefficients of every DCT block",
+    "low-frequency": "a smooth learned change (low-frequency)",
+    "refool": "Refool, a reflection",
+    "bpp": "BPP, fewer gray values",
+    "lira": "LIRA, a learned change of each image",
+    "input-aware": "input-aware, a learned patch of each image",
     "fbp": "filtered backprojection",
     "sirt": "SIRT",
     "os-sart": "OS-SART, algebraic steps over ordered subsets",
@@ -88,6 +122,11 @@ KINDS = {
     "red-cnn": "filtered backprojection and a trained RED-CNN",
     "learned-primal-dual": "trained learned primal-dual reconstruction",
     "small-cnn": "a small convolutional network",
+    "vgg11": "VGG11",
+    "vgg11-bn": "VGG11 with batch normalization",
+    "resnet18": "ResNet18",
+    "densenet121": "DenseNet121",
+    "vit": "a small vision transformer (ViT)",
 }
 DOSES = {"ideal": "no noise", "standard": "standard dose", "low": "low dose", "ultra-low": "ultra-low dose"}
 LEVELS = {
@@ -114,8 +153,10 @@ def model(name: str) -> str:
 
 
 def shown(name: str) -> str:
-    """A kind of input for people."""
-    return INPUTS.get(name, name)
+    """A kind of input for people, with the scan setting where it is not the experiment's own."""
+    kind_, setting = split_input(name)
+    text = INPUTS.get(kind_, kind_)
+    return f"{text}, at the setting {setting}" if setting else text
 
 
 def condition(model_: str, input_: str) -> str:
@@ -297,8 +338,21 @@ def component(experiment: Mapping[str, Any], name: str) -> str:
     return KINDS.get(found, found)
 
 
+def knowledge(experiment: Mapping[str, Any]) -> str:
+    """What the attacker knows, for people; with the surrogate, where there is one."""
+    name = str(field(experiment, "threat.knowledge", ""))
+    text = KNOWLEDGE.get(name, name)
+    return f"{text}. The surrogate is {surrogate(experiment)}" if experiment.get("surrogate") else text
+
+
+def surrogate(experiment: Mapping[str, Any]) -> str:
+    """The surrogate for people; one of the same architecture is another network all the same."""
+    same = " as the network is, trained from other initial weights" if experiment["surrogate"] == experiment["network"] else ""
+    return f"{component(experiment, 'surrogate')}{same}"
+
+
 def plain(item: Any) -> str:
-    """A configuration value in a table cell."""
+    """A configuration value in a table cell; what has a name, as a scan setting has, is called by it."""
     if item is None:
         return "none"
     if isinstance(item, bool):
@@ -307,6 +361,8 @@ def plain(item: Any) -> str:
         return f"{item:g}"
     if isinstance(item, Sequence) and not isinstance(item, str):
         return ", ".join(plain(part) for part in item)
+    if isinstance(item, Mapping) and "name" in item:
+        return str(item["name"])
     if isinstance(item, Mapping):
         return ", ".join(f"{key} {plain(part)}" for key, part in item.items())
     return str(item)

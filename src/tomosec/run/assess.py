@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from tomosec.record import Record, SeedResult, Severity
 
 #: From the worst down: attack success rate, loss of clean accuracy and image RMSE in HU (met within 2 %) that make a level.
@@ -62,12 +65,14 @@ def untested(record: Record) -> tuple[str, ...]:
         out.append(f"new patients: {record.data.split}")
     if record.data is not None and record.data.dataset == "chest-phantom":
         out.append("real patients: the data are a procedural phantom")
+    settings = experiment.get("transfer", ())
+    tested = "the one above and those of the transfer table" if settings else "the one above"
     out += [
-        "other scanners, kernels, doses and reconstructions than the one above; a trigger may or may not carry over",
-        "genuine measurements: the scans are simulated from images with a monochromatic model, without scatter or beam hardening",
+        f"other scanners, kernels, doses and reconstructions than {tested}; a trigger may or may not carry over",
+        _other_physics(experiment),
         "defenses: none was run, so nothing is said about whether anybody would notice",
         "how visible the change is to a radiologist: HU, PSNR and SSIM are no reader study",
-        "other attacks, and attackers with less or more knowledge than stated",
+        _other_attackers(experiment),
     ]
     controls = set(experiment.get("controls", ()))
     if experiment.get("attack") is not None:
@@ -80,6 +85,26 @@ def untested(record: Record) -> tuple[str, ...]:
     if len(experiment.get("seeds", ())) < 3:
         out.append("variation over seeds: fewer than three were run")
     return tuple(out)
+
+
+def _other_physics(experiment: Mapping[str, Any]) -> str:
+    """What the simulation leaves out of a scan."""
+    hardens = bool(experiment.get("acquisition", {}).get("beam_hardening"))
+    beam = "with a beam that hardens by a polynomial, without scatter" if hardens else "with one energy, without scatter"
+    return f"genuine measurements: the scans are simulated from images {beam}"
+
+
+def _other_attackers(experiment: Mapping[str, Any]) -> str:
+    """Which knowledge was assumed, and that others were not."""
+    surrogate = experiment.get("surrogate")
+    if experiment.get("attack") is None:
+        return "any attack"
+    if surrogate is not None:
+        return (
+            f"other attacks, and attackers who know the network or hold no training scans: this one had a surrogate of kind "
+            f"{surrogate['kind']!r}, trained on the same scans as the network"
+        )
+    return "other attacks, and attackers who do not know the network: this one had the clean model itself (white-box)"
 
 
 def _value(seed: SeedResult, model: str, shown: str, name: str) -> float:

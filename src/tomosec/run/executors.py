@@ -53,6 +53,9 @@ def execute(
     pending = dict(zip(identities, experiments, strict=True))
     if executor == "inline":
         told_apart = labels([experiment.model_dump(mode="json") for experiment in pending.values()])
+        titles = [experiment.title for experiment in pending.values()]
+        if len(set(titles)) == len(titles):  # then a title says it already
+            told_apart = [""] * len(titles)
         for number, (experiment, label) in enumerate(zip(pending.values(), told_apart, strict=True), 1):
             if len(pending) > 1:
                 progress.message(f"Experiment {number} of {len(pending)}: {experiment.title}{f' ({label})' if label else ''}")

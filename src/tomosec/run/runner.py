@@ -13,7 +13,7 @@ from tomosec.errors import InputError, NotApplicable, TomosecError
 from tomosec.experiment import Experiment
 from tomosec.files import write_text
 from tomosec.metrics.statistics import SeedSummary, over_seeds
-from tomosec.metrics.table import SampleTable
+from tomosec.metrics.table import SampleTable, input_at
 from tomosec.progress import Progress, SilentProgress
 from tomosec.record import DataSummary, Physics, Record, SeedResult, Store, now
 from tomosec.run.artifacts import Artifacts
@@ -22,6 +22,7 @@ from tomosec.run.chain import Chain, build_chain, identify
 from tomosec.run.provenance import provenance
 from tomosec.run.score import conditions
 from tomosec.run.seed import SeedRun, SeedRunner
+from tomosec.run.transfer import build_settings
 from tomosec.tensorfile import write_tensors
 from tomosec.threat import Goal
 
@@ -82,9 +83,10 @@ def run(
                     f"{f.where}: {f.message}" if f.where else f.message for f in chain.prepared.findings if f.level != "note"
                 ),
             )
+            settings = build_settings(chain, opened, artifacts, watched)
             runs: list[SeedRun] = []
             for seed in experiment.seeds:
-                runs.append(SeedRunner(chain, seed, artifacts, watched).run())
+                runs.append(SeedRunner(chain, seed, artifacts, watched, settings).run())
             record = _finish(record, chain, runs, folder, time.perf_counter() - clock)
         except NotApplicable as reason:
             record = _ended(record, "not-applicable", str(reason), clock)
@@ -150,7 +152,10 @@ def rescore(store: Store, experiment_id: str) -> Record:
 
 
 def summarise(seeds: tuple[SeedResult, ...]) -> dict[str, SeedSummary]:
-    """Every metric over the seeds: each value, their mean and range; named ``model/input/metric``."""
+    """Every metric over the seeds: each value, their mean and range; named ``model/input/metric``.
+
+    At another scan setting the input is ``clean@NAME`` or ``triggered@NAME``, and the trigger's size is ``stealth@NAME/metric``.
+    """
     values: dict[str, dict[int, float | None]] = {}
     for seed in seeds:
         for condition in seed.conditions:
@@ -160,6 +165,9 @@ def summarise(seeds: tuple[SeedResult, ...]) -> dict[str, SeedSummary]:
             values.setdefault(f"stealth/{name}", {})[seed.seed] = estimate.value
         for name, estimate in seed.random_stealth.items():
             values.setdefault(f"random_stealth/{name}", {})[seed.seed] = estimate.value
+        for there in seed.transfer:
+            for name, estimate in there.stealth.items():
+                values.setdefault(f"{input_at('stealth', there.setting)}/{name}", {})[seed.seed] = estimate.value
     return {name: over_seeds(column) for name, column in values.items()}
 
 
@@ -179,6 +187,7 @@ def _finish(record: Record, chain: Chain, runs: list[SeedRun], folder: Path, sec
             "status": "success",
             "seeds": seeds,
             "summary": summarise(seeds),
+            "warnings": record.warnings + _transfer_notes(seeds),
             "sample_rows": len(table),
             "finished": ended,
             "heartbeat": ended,
@@ -187,6 +196,12 @@ def _finish(record: Record, chain: Chain, runs: list[SeedRun], folder: Path, sec
         }
     )
     return record.model_copy(update={"severity": severity(record), "untested": untested(record)})
+
+
+def _transfer_notes(seeds: tuple[SeedResult, ...]) -> tuple[str, ...]:
+    """Settings that the trigger could not go to, with the reason, once for all seeds."""
+    notes = (f"transfer to {there.setting}: {there.note}" for seed in seeds for there in seed.transfer if there.note)
+    return tuple(dict.fromkeys(notes))
 
 
 def _ended(record: Record, status: str, reason: str, clock: float) -> Record:

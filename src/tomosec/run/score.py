@@ -12,7 +12,7 @@ from tomosec.metrics.attack import (
     robust_accuracy,
 )
 from tomosec.metrics.statistics import Estimate
-from tomosec.metrics.table import SampleTable
+from tomosec.metrics.table import SampleTable, input_at, split_input
 from tomosec.record import Condition
 
 #: Inputs that carry a trigger, real or random; the others are measured by how well they are classified.
@@ -22,6 +22,8 @@ TRIGGERED_INPUTS = ("triggered", "random")
 def conditions(table: SampleTable, classes: Sequence[str], target: int, sources: Sequence[int]) -> tuple[Condition, ...]:
     """Metrics of every (model, input) of one seed's rows, in the order of the table.
 
+    What is measured against clean scans is measured against those of the same scan setting.
+
     Args:
         table: rows of one seed.
         classes: class names.
@@ -29,13 +31,14 @@ def conditions(table: SampleTable, classes: Sequence[str], target: int, sources:
         sources: the attacked classes; sensitivity is that of the first of them.
     """
     pairs = dict.fromkeys(zip(table.model.tolist(), table.input.tolist(), strict=True))
-    reference = table.select(model="clean", input="clean")
     out = []
     for model, shown in pairs:
         rows = table.select(model=model, input=shown)
         metrics = classification_metrics(rows, classes, positive=sources[0])
-        if shown in TRIGGERED_INPUTS:
-            clean = table.select(model=model, input="clean")
+        kind, setting = split_input(shown)
+        if kind in TRIGGERED_INPUTS:
+            unattacked = input_at("clean", setting)
+            reference, clean = (table.select(model=name, input=unattacked) for name in ("clean", model))
             metrics |= _attack_metrics(rows, reference, clean, classes, target, sources)
         out.append(Condition(model=model, input=shown, metrics=metrics))
     return tuple(out)

@@ -1,4 +1,4 @@
-"""One seed of an experiment: clean model, trigger, strength, victims, controls, and what is measured on the test slices."""
+"""One seed of an experiment: clean model, surrogate, trigger, strength, victims, controls, and what the test slices show."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
+
+from torch import Tensor
 
 from tomosec.analysis.networks import Classifier
 from tomosec.attacks.base import Attack, AttackContext
@@ -16,14 +18,16 @@ from tomosec.metrics.attack import attack_success_rate
 from tomosec.metrics.table import SampleTable
 from tomosec.pipeline import Injection, Pipeline
 from tomosec.progress import Progress
-from tomosec.record import Cost, SeedResult, Strength
+from tomosec.record import Cost, SeedResult, Strength, TransferResult
 from tomosec.run.artifacts import Artifact, Artifacts
 from tomosec.run.chain import Chain, reconstructed_samples
 from tomosec.run.evaluate import Examples, examples, predict, predict_images, stealth
 from tomosec.run.memory import StageMemory, peak_memory_mb
 from tomosec.run.score import conditions
 from tomosec.run.strength import Scaled, Scaler
+from tomosec.run.transfer import read_at
 from tomosec.run.victims import TrainedModel, Trainer
+from tomosec.tensorfile import read_tensors, write_tensors
 from tomosec.trigger import AdditiveTrigger, Trigger, load_trigger
 
 
@@ -39,18 +43,23 @@ class SeedRun:
 
 
 class SeedRunner:
-    """Runs one seed on a prepared chain."""
+    """Runs one seed on a prepared chain; ``settings`` has the chains at the experiment's transfer settings, by name."""
 
-    def __init__(self, chain: Chain, seed: int, artifacts: Artifacts, progress: Progress) -> None:
+    def __init__(
+        self, chain: Chain, seed: int, artifacts: Artifacts, progress: Progress, settings: Mapping[str, Chain] | None = None
+    ) -> None:
         self._chain, self._seed, self._artifacts, self._progress = chain, seed, artifacts, progress
         self._experiment = chain.experiment
         self._validation = reconstructed_samples(chain, "validation", seed, artifacts, progress)
         self._test = reconstructed_samples(chain, "test", seed, artifacts, progress)
         self._trainer = Trainer(chain, seed, self._validation, artifacts, progress)
         self._scaler = Scaler(chain, seed)
+        self._settings = settings or {}
+        self._transfer: list[TransferResult] = []
         self._tables: list[SampleTable] = []
         self._models: dict[str, TrainedModel] = {}
         self._trigger_artifact: Artifact | None = None
+        self._trigger_key: dict[str, Any] = {}
 
     def run(self) -> SeedRun:
         """Train, attack, control and measure."""
@@ -59,15 +68,18 @@ class SeedRunner:
         if "unscanned-images" in self._experiment.detail:
             self._show_unscanned(clean.network)
         if self._experiment.attack is None:
+            self._read_at_settings(None)
             return SeedRun(self._result(), SampleTable.concat(self._tables))
         trigger, key = self._unit_trigger(clean)
-        chosen, tried = self._choose(self._chain.imaging.inject(trigger), key, clean)
+        chosen, tried = self._choose(self._inject(trigger, key), key, clean)
         at_test = self._at_test(chosen.injection)
         attacked = self._models["attacked"].network
         self._show(attacked, None, model="attacked", shown="clean")
-        for model, network in (("clean", clean.network), ("attacked", attacked)):
-            self._show(network, at_test, model=model, shown="triggered")
+        for model in ("clean", "surrogate", "attacked"):
+            if model in self._models:
+                self._show(self._models[model].network, at_test, model=model, shown="triggered")
         random = self._controls(chosen, clean)
+        self._read_at_settings(at_test.trigger)
         return self._measured(chosen, tried, at_test, random)
 
     def _measured(self, chosen: Scaled, tried: list[dict[str, float]], at_test: Injection, random: Injection) -> SeedRun:
@@ -103,8 +115,19 @@ class SeedRunner:
         )
         self._tables.append(images)
 
+    def _read_at_settings(self, trigger: Trigger | None) -> None:
+        """Let the clean and the attacked model read the test slices at the transfer settings."""
+        networks = {name: model.network for name, model in self._models.items() if name in ("clean", "attacked")}
+        for name, chain in self._settings.items():
+            tables, result = read_at(name, chain, self._seed, networks, trigger, self._artifacts, self._progress)
+            self._tables += tables
+            self._transfer.append(result)
+
     def _unit_trigger(self, clean: TrainedModel) -> tuple[Trigger, dict[str, Any]]:
-        """The attack's trigger with unit RMS; an artifact of its own, whatever strength it is used at."""
+        """The attack's trigger with unit RMS; an artifact of its own, whatever strength it is used at.
+
+        Its gradients are those of the clean model or, where the attacker does not know it, of the surrogate.
+        """
         attack, threat = cast(Attack, self._experiment.attack), self._experiment.threat
         missing = self._missing(attack)
         if missing:
@@ -112,13 +135,14 @@ class SeedRunner:
         if threat.access not in attack.allowed_access():
             allowed = " or ".join(sorted(attack.allowed_access()))
             raise NotApplicable(f"attack {getattr(attack, 'kind', '')!r}: as defined it needs threat.access {allowed}")
-        key = {**self._trainer.clean_key, "attack": attack, "goal": threat.goal}
+        known = clean if threat.knowledge == "white-box" else self._surrogate()
+        key = self._trigger_key = {**known.key, "attack": attack, "goal": threat.goal}
 
         def make(folder: Path) -> dict[str, Any]:
             context = AttackContext(
                 geometry=self._chain.imaging.geometry,
                 samples=self._chain.samples("train", self._seed),
-                pipeline=Pipeline(self._chain.imaging, clean.network).requires_grad_(False),
+                pipeline=Pipeline(self._chain.imaging, known.network).requires_grad_(False),
                 target=self._chain.target,
                 sources=self._chain.sources,
                 seed=self._seed,
@@ -133,6 +157,29 @@ class SeedRunner:
 
         self._trigger_artifact = artifact = self._artifacts.get("trigger", key, make)
         return load_trigger(artifact.folder / "trigger.safetensors").at(1.0, site=threat.site), key
+
+    def _inject(self, trigger: Trigger, key: Mapping[str, Any]) -> Injection:
+        """A trigger on this chain; R(T) is an artifact, so that cells that differ in strength alone reconstruct nothing."""
+        imaging = self._chain.imaging
+        if trigger.domain == "image":
+            return imaging.inject(trigger)
+
+        def effect() -> Tensor:
+            def make(folder: Path) -> dict[str, Any]:
+                assert isinstance(trigger, AdditiveTrigger)
+                write_tensors(folder / "effect.safetensors", {"effect": imaging.trigger_image(trigger).cpu()}, {})
+                return {}
+
+            artifact = self._artifacts.get("effect", {**key, "reconstruction": self._experiment.reconstruction}, make)
+            return read_tensors(artifact.folder / "effect.safetensors")[0]["effect"]
+
+        return imaging.inject(trigger, effect)
+
+    def _surrogate(self) -> TrainedModel:
+        """The attacker's own network, and how it reads clean scans."""
+        self._models["surrogate"] = surrogate = self._trainer.surrogate()
+        self._show(surrogate.network, None, model="surrogate", shown="clean")
+        return surrogate
 
     def _missing(self, attack: Attack) -> str:
         """What the attack needs and this chain does not have, or an empty string."""
@@ -156,7 +203,13 @@ class SeedRunner:
         tried: list[dict[str, float]] = []
         results: list[tuple[bool, float, Scaled, TrainedModel]] = []
         for value in budget.candidates:
-            scaled = self._scaler.to_budget(injection, value)
+            try:
+                scaled = self._scaler.to_budget(injection, value)
+            except NotApplicable as reason:
+                if not results:
+                    raise
+                self._progress.message(f"Budget {value:g} {budget.unit} (seed {self._seed}): {reason}")
+                break  # a larger one is out of reach as well
             model = self._trainer.victim("attacked", Poison.of(attack, scaled.injection), key, clean)
             asr, loss = self._validate(model.network, clean.network, self._at_test(scaled.injection))
             if len(self._validation):
@@ -196,7 +249,9 @@ class SeedRunner:
         scaled: dict[str, Injection] = {}
         for name, pattern in patterns.items():
             unit = AdditiveTrigger(pattern, geometry=trigger.geometry, domain=trigger.domain, site=trigger.site)
-            scaled[name] = self._scaler.to_rmse(self._chain.imaging.inject(unit), chosen.rmse_hu).injection
+            # White noise depends on the scan and the seed alone; a scrambled trigger on the trigger too.
+            kept = {"control": name, "seed": self._seed, **(self._trigger_key if name == "spectrum" else self._chain.key)}
+            scaled[name] = self._scaler.to_rmse(self._inject(unit, kept), chosen.rmse_hu).injection
         if "random-trigger" in controls:
             self._show(clean.network, scaled["white"], model="clean", shown="random")
             self._show(self._models["attacked"].network, scaled["white"], model="attacked", shown="random")
@@ -220,6 +275,7 @@ class SeedRunner:
             conditions=conditions(table, chain.classes, chain.target, chain.sources),
             curves={role: model.curves for role, model in self._models.items()},
             cost=self._cost(),
+            transfer=tuple(self._transfer),
             **fields,
         )
 

@@ -1,4 +1,4 @@
-"""Training the networks of an experiment: the clean model, the attacked one and the control victims. Each is an artifact."""
+"""Training the networks of an experiment: clean model, surrogate, attacked model and control victims. Each is an artifact."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tomosec.analysis.networks import Classifier, Network, load_classifier, save
 from tomosec.analysis.plan import Training
 from tomosec.analysis.training import train
 from tomosec.attacks.poisoning import Poison, VictimTraining, triggered_labels
-from tomosec.experiment import Experiment
 from tomosec.progress import Progress
+from tomosec.randomness import torch_seed
 from tomosec.run.artifacts import Artifact, Artifacts
 from tomosec.run.chain import BATCH, Chain, MeasuredSamples
 
@@ -61,14 +61,19 @@ class Trainer:
         experiment = chain.experiment
         self._clean_key = {**chain.key, "network": experiment.network, "training": experiment.training, "seed": seed}
 
-    @property
-    def clean_key(self) -> dict[str, Any]:
-        """Identity of the clean model."""
-        return self._clean_key
-
     def clean(self) -> TrainedModel:
         """The clean model."""
         return self._get("clean", self._clean_key, self._chain.experiment.training, None, None)
+
+    def surrogate(self) -> TrainedModel:
+        """The network that the attacker trains in place of the clean model, in the same way and on the same scans.
+
+        Initial weights, order and dropout are named apart from the clean model's, so that a surrogate of the same architecture is
+        another network. The noise of the scans is the same, because the attacker is taken to hold them.
+        """
+        experiment = self._chain.experiment
+        key = {**self._clean_key, "network": experiment.surrogate, "purpose": "surrogate"}
+        return self._get("surrogate", key, experiment.training, None, None)
 
     def victim(self, role: str, poison: Poison, trigger_key: Mapping[str, Any], clean: TrainedModel) -> TrainedModel:
         """A model trained under the threat model with ``poison``.
@@ -111,7 +116,10 @@ class Trainer:
 
     def _make(self, role: str, folder: Path, plan: Training, poison: Poison | None, start: TrainedModel | None) -> dict[str, Any]:
         chain, experiment = self._chain, self._chain.experiment
-        network = build_network(experiment, len(chain.classes), self._seed)
+        config, seed = cast(Network, experiment.network), self._seed
+        if role == "surrogate":
+            config, seed = cast(Network, experiment.surrogate), torch_seed(self._seed, "surrogate")
+        network = config.build(classes=len(chain.classes), shape=chain.imaging.geometry.shape, seed=seed)
         if start is not None:
             network.load_state_dict(start.network.state_dict())
         else:
@@ -136,7 +144,7 @@ class Trainer:
             source,
             objective=source.objective,
             validate=self._validate(poison) if len(self._validation) else None,
-            seed=self._seed,
+            seed=seed,
             device=chain.device,
             checkpoint=folder / "checkpoint.safetensors",
             progress=self._progress,
@@ -180,12 +188,6 @@ class Trainer:
         images = self._train.attenuation(range(0, len(self._train), step)).cpu().numpy()
         inside = images[:, 0, self._chain.imaging.geometry.scan_circle()].astype(np.float64)
         return float(inside.mean()), float(inside.std())
-
-
-def build_network(experiment: Experiment, classes: int, seed: int) -> Classifier:
-    """The experiment's network with the initial weights of ``seed``."""
-    shape = cast(Any, experiment.geometry).shape
-    return cast(Network, experiment.network).build(classes=classes, shape=shape, seed=seed)
 
 
 def _trained(network: Classifier, key: dict[str, Any], artifact: Artifact) -> TrainedModel:
