@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -184,12 +185,15 @@ class SpreadFit:
     The variance of a residual of scan i is modeled as that of the scan's own noise plus what the noise model does not explain,
     g v_i + e, elementwise, because patients differ in size and so in noise, while the misfit of a discretization or a
     calibration does not follow the dose. Without a noise model v = 0. Where scans are few, an element's variance is shrunk to
-    that of the noise model, at the level that fits best over all elements; without one, to the mean over all elements.
+    that of the noise model, without one to what is usual among the elements.
+
+    Args:
+        exact: whether v is the residual's variance itself (g = 1), not only proportional to it.
+        usual: quantile of the elements' variances that is usual; None for their mean.
     """
 
-    def __init__(self, *, exact: bool) -> None:
-        """Start; ``exact``: whether v is the residual's variance itself (g = 1), not only proportional to it."""
-        self._exact = exact
+    def __init__(self, *, exact: bool, usual: float | None = None) -> None:
+        self._exact, self._usual = exact, usual
         self._values, self._nominal = Moments(), Moments()
 
     def update(self, values: Tensor, nominal: Tensor | None) -> None:
@@ -207,13 +211,14 @@ class SpreadFit:
         nominal = self._nominal.mean.expand_as(found) if has_model else torch.zeros_like(found)
         level, gain = float(found.mean()), 1.0
         if float(nominal.sum()) > 0:
-            shape = nominal * (float(found.sum()) / float(nominal.sum()))
             if not self._exact:
                 lit = nominal > 0
                 gain = float((found[lit] / nominal[lit]).median())
+            prior = gain * nominal
         else:
-            shape = torch.full_like(found, level)
-        shrunk = ((count - 1) * found + PRIOR_SCANS * shape) / (count - 1 + PRIOR_SCANS)
+            usual = level if self._usual is None else float(np.quantile(found.cpu().numpy(), self._usual))
+            prior = torch.full_like(found, usual)
+        shrunk = ((count - 1) * found + PRIOR_SCANS * prior) / (count - 1 + PRIOR_SCANS)
         excess = (shrunk - gain * nominal).clamp_min(0)
         floor = 1e-9 * level + 1e-30  # elements that never vary, such as air without noise, must not divide by 0
         return Spread(self._values.mean, excess, gain if has_model else 0.0, floor, has_model)

@@ -72,7 +72,7 @@ class CrossScanDetection(ScanSetDetection):
                     block.zero_()
                     filled = 0
         z_set = everything / math.sqrt(total)
-        where = self._residual.sinogram_map(z_set[None])
+        where = self._residual.sinogram_map(z_set.reshape(1, *self.blocks.shape[1:]))
         place = None if where is None else where[0].double()
         score = float(self._score(z_set[None])[0])
         if reason:
@@ -119,9 +119,9 @@ class CrossScanResidual(ScanSetDetector):
 
     z is the whitened residual of complementary rays, or of reprojection where no line is measured twice. Noise and anatomy of
     different patients average out and a universal trigger does not, so that √N more of it is seen. The score is the largest |Z|
-    of all rays. Its p-value is that of a permutation test: the same score of random sets of the same size, drawn from the held-out
-    clean scans and the judged ones together. So the judged scans must be one per patient, from the same scanner, and clean ones
-    must not differ from the calibration's in anything else.
+    of all rays. Its p-value is that of a permutation test: the same score of random sets of the same size, drawn from the
+    held-out clean scans and the judged ones together. So the judged scans must be one per patient and from the same scanner, and
+    whatever else they have in common that the calibration scans have not is found as well.
 
     Attributes:
         residual_of: whose residual; ``auto`` prefers complementary rays.

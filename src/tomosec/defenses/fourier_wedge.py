@@ -70,12 +70,16 @@ class Wedge:
 
     def project_out(self, p: Tensor) -> Tensor:
         """The part of sinograms (B, 1, views, bins) outside the wedge, float64; an orthogonal projection."""
+        if not len(p):  # which no FFT library takes
+            return p.double()
         whole = self._turn(p.double())
         part: Tensor = torch.fft.ifft2(torch.fft.fft2(whole) * self.outside.to(p.device)).real
         return part[:, :, : self._views]
 
     def variance(self, variance: Tensor) -> Tensor:
         """Variance of :meth:`project_out` for independent rays of the given variance (B, 1, views, bins)."""
+        if not len(variance):
+            return variance.double()
         kernel = torch.fft.ifft2(self.outside.double().to(variance.device)).real
         spread = torch.fft.ifft2(torch.fft.fft2(self._turn(variance.double())) * torch.fft.fft2(kernel.square())).real
         out: Tensor = spread[:, :, : self._views].clamp_min(0)

@@ -40,9 +40,11 @@ class Residual(ABC):
 
     Attributes:
         exact_noise: whether :meth:`nominal` is the residual's variance under independent noise, not only proportional to it.
+        usual_variance: quantile of the elements' variances that few scans are shrunk to without a noise model; None for the mean.
     """
 
     exact_noise: ClassVar[bool] = True
+    usual_variance: ClassVar[float | None] = None
 
     @abstractmethod
     def values(self, p: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ class Residual(ABC):
 
     @abstractmethod
     def nominal(self, variance: Tensor) -> Tensor | None:
-        """Variance of :meth:`values`, broadcasting to it, from that of the rays (B, 1, views, bins); None if it does not follow."""
+        """Variance of :meth:`values`, broadcasting to it, from that of the rays (B, 1, views, bins); None where unknown."""
 
     def sinogram_map(self, z: Tensor) -> Tensor | None:
         """(B, views, bins) map of whitened values (B, ...); None where they have no place in the sinogram."""
@@ -163,7 +165,7 @@ class ResidualDetector(ScanDetector):
 
 def fit_spreads(residuals: Sequence[Residual], context: ScanContext, parts: Halves, who: str) -> list[Spread]:
     """The spreads of residuals over the first half of the clean scans, which are read once."""
-    fits = [SpreadFit(exact=residual.exact_noise) for residual in residuals]
+    fits = [SpreadFit(exact=residual.exact_noise, usual=residual.usual_variance) for residual in residuals]
     for scans in clean_scans(context, parts.fit, who):
         for residual, fit in zip(residuals, fits, strict=True):
             fit.update(*residual.measure(scans))

@@ -56,6 +56,8 @@ def complementary(geometry: Geometry, sinogram: Tensor) -> Tensor:
     check_sinogram(sinogram, geometry, "complementary")
     if reason := why_not_complementary(geometry):
         raise InputError(reason)
+    if not len(sinogram):  # which no FFT library takes
+        return sinogram.clone()
     spectrum = torch.fft.rfft(sinogram.flip(-1), dim=-2)
     factor = torch.from_numpy(_phase(geometry)).to(device=sinogram.device, dtype=spectrum.dtype)
     shifted: Tensor = torch.fft.irfft(spectrum * factor, n=geometry.views, dim=-2)
@@ -70,6 +72,8 @@ def complementary_variance(geometry: Geometry, variance: Tensor) -> Tensor:
     check_sinogram(variance, geometry, "complementary_variance")
     if reason := why_not_complementary(geometry):
         raise InputError(reason)
+    if not len(variance):
+        return variance.clone()
     kernel = torch.fft.irfft(torch.from_numpy(_phase(geometry)).to(variance.device), n=geometry.views, dim=0)
     factor = torch.fft.rfft(kernel.square(), dim=0)
     spectrum = torch.fft.rfft(variance.double().flip(-1), dim=-2)
