@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -31,21 +32,23 @@ class Reading(Residual):
 class AirRays(ResidualDetector):
     """Air rays: the mean of the rays that miss the object, by view, by bin and of all, must be that of clean scans.
 
-    A ray is air where no clean scan that the detector was fitted to has an object on it. With z its reading in units of its
-    clean spread, each sum is Z = Σ z / √n, and the score the mean of Z² over all views, bins and the whole. It catches offsets of
-    the air calibration and of the tube current, which pass every test of consistency, and nothing inside the object's shadow.
+    A ray is air where no clean scan that the detector was fitted to has an object on it or near it. With z its reading in units
+    of its clean spread, each sum is Z = Σ z / √n, and the score the mean of Z² over all views, bins and the whole. It catches
+    offsets of the air calibration and of the tube current, which pass every test of consistency, and consistent patterns that are
+    wider than the body; it misses whatever stays in the body's shadow.
 
     Attributes:
         air_below: line integral; a ray is air where the mean of the clean scans, and their spread beyond noise, are below it
             together.
+        margin: part of the detector beside every other ray that is not taken for air either: the next patient may be larger.
     """
 
     kind: Literal["air-rays"] = "air-rays"
     version: Literal[1] = 1
     source: ClassVar[str] = "calibration practice; test of this project"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-range-projected"})
 
     air_below: float = Field(0.05, gt=0)
+    margin: float = Field(0.02, ge=0, lt=0.5)
 
     def residual(self, geometry: Geometry) -> Residual:
         """The reading."""
@@ -53,7 +56,10 @@ class AirRays(ResidualDetector):
 
     def air(self, spread: Spread) -> Tensor:
         """(views, bins) bool: the rays that miss the object in all fitted scans."""
-        return spread.mean.abs() + spread.excess.sqrt() < self.air_below
+        shadow = spread.mean.abs() + spread.excess.sqrt() >= self.air_below
+        reach = math.ceil(self.margin * shadow.shape[1])
+        wider = torch.nn.functional.max_pool1d(shadow.double()[:, None], 2 * reach + 1, stride=1, padding=reach)
+        return wider[:, 0] == 0
 
     def check_spread(self, spread: Spread) -> None:
         """Raise NotApplicable without air."""
