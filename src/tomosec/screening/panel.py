@@ -67,7 +67,7 @@ class Judgment:
         p_values: of each, None as above.
         beyond: of each, how far its score is above the median of the clean ones, in their median absolute deviations.
         order: names, the most suspicious first.
-        map_of: whose map ``where`` is: the most suspicious detector that has one; empty where none has.
+        map_of: whose map ``where`` is, the most suspicious detector's that has one; empty where none has.
         where: (views, bins) float32, in clean standard deviations; None where no detector has one.
     """
 
@@ -176,19 +176,27 @@ class Panel:
             middle = column.median()
             beyond[name] = float((scores[name] - middle) / (column - middle).abs().median().clamp_min(1e-300))
         order = tuple(sorted(scores, key=lambda name: (p_values[name] or 0.0, -beyond[name])))
-        map_of, where = "", None
-        for name in order if want_map else ():
-            part = self.parts[name]
-            if isinstance(part, ResidualDetection):
-                found = part.detector.map_of(part.residual, whitened[_residual_of(part)], part.spread)
-            else:
-                found = part.where(scans)
-            if found is not None:
-                map_of, where = name, found[0].float().cpu()
-                break
+        map_of, where = self._where(scans, order, p_values, whitened) if want_map else ("", None)
         return Judgment(
             float(score[0]), None if p_value is None else float(p_value[0]), scores, p_values, beyond, order, map_of, where
         )
+
+    def _where(
+        self, scans: Scans, order: Sequence[str], p_values: Mapping[str, float | None], whitened: Mapping[str, Tensor]
+    ) -> tuple[str, Tensor | None]:
+        """Whose map shows best where: of those that say most and equally much, the one whose peak is highest."""
+        best, found, peak = "", None, -1.0
+        for name in order:
+            if found is not None and (p_values[name] is None or p_values[name] != p_values[best]):
+                break
+            part = self.parts[name]
+            if isinstance(part, ResidualDetection):
+                own = part.detector.map_of(part.residual, whitened[_residual_of(part)], part.spread)
+            else:
+                own = part.where(scans)
+            if own is not None and (height := float(own.abs().max())) > peak:
+                best, found, peak = name, own[0].float().cpu(), height
+        return best, found
 
     def tensors(self) -> dict[str, Tensor]:
         """What a profile keeps: each detector's own under its name, and the scores of the held-out clean scans."""
