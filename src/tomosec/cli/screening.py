@@ -41,7 +41,7 @@ class Calibrate(Verb):
     detectors: Annotated[str, arg(metavar="A,B")] = ""
     """Only these detectors, separated by commas; all that apply when not given."""
     noise: Literal["auto", "photons", "clean-scans"] = "auto"
-    """Whiten by each scan's own photon noise (photons), where all state their photons or measured a view twice, or by the spread of
+    """Whiten by each scan's own photon noise (photons), where all state them or measured a view twice, or by the spread of
     clean scans alone; auto takes the first where it can."""
     slices: Annotated[int, arg(metavar="N")] = 8
     """How many evenly spaced slices of a helical scan."""

@@ -211,7 +211,11 @@ class Profile:
         detectors: dict[str, ScanDetector] = {}
         for item in description.detectors:
             detectors[item.name] = _detector(item, where)
-        panel = Panel.restored(detectors, _read_tensors(folder, description), geometry, description.not_applicable)
+        tensors = _read_tensors(folder, description)
+        try:
+            panel = Panel.restored(detectors, tensors, geometry, description.not_applicable)
+        except InputError as error:
+            raise InputError(f"{folder / TENSORS}: {error}; it does not belong to {DESCRIPTION}") from error
         if panel.held_out != description.held_out:
             raise InputError(f"{where}: held_out is {description.held_out}, and {TENSORS} has scores of {panel.held_out}")
         return cls(
@@ -265,7 +269,10 @@ def _read_tensors(folder: Path, description: _Description) -> dict[str, Tensor]:
 
 def _detector(item: _Detector, where: str) -> ScanDetector:
     component = item.component
-    cls = component_class("defense", str(component.get("kind")))
+    try:
+        cls = component_class("defense", str(component.get("kind")))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     if not issubclass(cls, ScanDetector):
         raise InputError(f"{where}: {component.get('kind')} is no detector of scans")
     here = cls.model_fields["version"].default
