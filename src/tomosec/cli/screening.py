@@ -119,7 +119,8 @@ class Screen(Verb):
             except KeyboardInterrupt:
                 if self.output is not None:
                     judged = page.tally.judged + page.tally.verdicts["no verdict"]
-                    page.write(self.output, interrupted=f"Interrupted: {judged} scans were screened, and others were not.")
+                    were = "scan was" if judged == 1 else "scans were"
+                    page.write(self.output, interrupted=f"Interrupted: {judged} {were} screened, others not.")
                 raise
         say("")
         for sentence in page.tally.lines():

@@ -192,7 +192,9 @@ class ScanFiles:
             opened = open_ct_pd(path)
             positions = _spaced(opened.positions_mm, self._slices) if opened.helical else None
             for scan in read_ct_pd(opened, positions_mm=positions, **grid):  # type: ignore[arg-type]
-                yield scan, f" at {scan.attributes['positionMm']:g} mm"
+                # Where no file says whose it is, its slices are still one patient's.
+                whose = {} if scan.attributes.get("PatientID") else {"patient": str(path.resolve())}
+                yield replace(scan, attributes={**whose, **scan.attributes}), f" at {scan.attributes['positionMm']:g} mm"
         else:
             raise InputError(f"{path}: images, not measured data")
 

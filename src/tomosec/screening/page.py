@@ -200,8 +200,8 @@ def _profile_table(profile: Profile) -> Table:
     views = "listed angles" if geometry.angles is not None else f"{math.degrees(geometry.arc):.4g}°"
     noise = "the spread of the clean scans"
     if profile.photons is not None:
-        low, high = profile.photons
-        noise = f"photon noise of each scan, {low:.3g} to {high:.3g} photons a bin, and the spread of the clean scans"
+        many = " to ".join(dict.fromkeys(f"{count:.3g}" for count in profile.photons))
+        noise = f"photon noise of each scan, {many} photons a bin, and the spread of the clean scans"
     return facts(
         "The profile",
         [
