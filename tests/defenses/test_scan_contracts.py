@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 
 from tomosec.component import components
 from tomosec.defenses.complementary_rays import ComplementaryRays
 from tomosec.defenses.consistent_projection import ConsistentProjection
 from tomosec.defenses.cross_scan_residual import CrossScanResidual
-from tomosec.errors import TomosecWarning
 from tomosec.testing_scans import check_scan_defense
 
 ROLES = ("scan-detector", "scan-set-detector", "scan-purifier", "prediction-wrapper")
 KINDS = [kind for kind, cls in components("defense").items() if cls.role in ROLES]
-
-
-@pytest.fixture(autouse=True)
-def _other_geometries_are_limited():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TomosecWarning)
-        yield
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -62,13 +63,27 @@ MEMBERS: dict[str, ResidualDetector] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """Everything that is found in B scans, looked at once.
+
+    Attributes:
+        verdicts: of all members together.
+        reasons: each member's own.
+        where: (B, views, bins) map of each scan's most suspicious member that has one; None where no member has.
+    """
+
+    verdicts: ScanVerdicts
+    reasons: dict[str, ScanVerdicts]
+    where: Tensor | None
+
+
 class ConsistencyDetection(ScanDetection):
     """Detections of the members, calibrated on the same halves."""
 
     def __init__(self, members: Mapping[str, ResidualDetection]) -> None:
         self.members = dict(members)
-        first = next(iter(self.members.values())).calibration
-        self._weights = first.weights
+        self._weights = next(iter(self.members.values())).calibration.weights
         self._table = torch.stack([member.calibration.scores for member in self.members.values()], dim=1)
 
     @property
@@ -76,34 +91,67 @@ class ConsistencyDetection(ScanDetection):
         """Patients behind the p-values."""
         return next(iter(self.members.values())).held_out
 
+    def examine(self, scans: Scans) -> Examination:
+        """Verdicts, reasons and maps, each residual measured once."""
+        whitened = self._whitened(scans)
+        scores = {name: member.score_of(whitened[name]) for name, member in self.members.items()}
+        reasons = {name: ScanVerdicts(s, self.members[name].calibration.p_values(s)) for name, s in scores.items()}
+        return Examination(self._verdicts(scores), reasons, self._where(whitened, scores))
+
     def reasons(self, scans: Scans) -> dict[str, ScanVerdicts]:
         """Each member's own verdicts."""
-        return {name: member.judge(scans) for name, member in self.members.items()}
+        return self.examine(scans).reasons
 
     def judge(self, scans: Scans) -> ScanVerdicts:
         """The members' scores, combined."""
-        scores = torch.stack([member.score(scans) for member in self.members.values()], dim=1)
-        return ScanVerdicts(*combine(scores, self._table, self._weights))
+        whitened = self._whitened(scans)
+        return self._verdicts({name: member.score_of(whitened[name]) for name, member in self.members.items()})
 
     def where(self, scans: Scans) -> Tensor | None:
         """(B, views, bins) map of each scan's most suspicious member that has one; None where no member has."""
+        return self.examine(scans).where
+
+    def _whitened(self, scans: Scans) -> dict[str, Tensor]:
+        """By member; variants of one detector share theirs."""
+        found: dict[str, Tensor] = {}
+        out = {}
+        for name, member in self.members.items():
+            key = member.detector.residual_key
+            if key not in found:
+                found[key] = member.whitened(scans)
+            out[name] = found[key]
+        return out
+
+    def _verdicts(self, scores: Mapping[str, Tensor]) -> ScanVerdicts:
+        return ScanVerdicts(*combine(torch.stack(list(scores.values()), dim=1), self._table, self._weights))
+
+    def _where(self, whitened: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Tensor | None:
         maps, suspicion = [], []
-        for member in self.members.values():
-            found = member.where(scans)
-            if found is not None:
-                clean = member.calibration.scores
-                # Scores of different members compare in units of their clean spread.
-                center, spread = clean.median(), (clean - clean.median()).abs().median().clamp_min(1e-300)
-                maps.append(found)
-                suspicion.append((member.score(scans) - center) / spread)
+        for name, member in self.members.items():
+            found = member.map_of(whitened[name])
+            if found is None:
+                continue
+            clean = member.calibration.scores
+            # Scores of different members compare in units of their clean spread.
+            center = clean.median()
+            maps.append(found)
+            suspicion.append((scores[name] - center) / (clean - center).abs().median().clamp_min(1e-300))
         if not maps:
             return None
         best = torch.stack(suspicion).argmax(0)
         return torch.stack([maps[int(index)][row] for row, index in enumerate(best)]) if len(best) else maps[0]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The members' tensors under their names."""
-        return {f"{name}/{key}": value for name, member in self.members.items() for key, value in member.tensors().items()}
+        """The members' tensors under their names; what members share is kept once."""
+        out = {"held_out_weights": self._weights}
+        kept: set[str] = set()
+        for name, member in self.members.items():
+            own = {"held_out_scores": member.calibration.scores}
+            if member.detector.residual_key not in kept:
+                own |= member.spread.tensors()
+                kept.add(member.detector.residual_key)
+            out |= {f"{name}/{key}": value for key, value in own.items()}
+        return out
 
 
 class Consistency(ScanDetector):
@@ -161,12 +209,21 @@ class Consistency(ScanDetector):
 
     def restore(self, tensors: Mapping[str, Tensor], geometry: Geometry) -> ConsistencyDetection:
         """Inverse of :meth:`ConsistencyDetection.tensors`."""
-        names: Sequence[str] = list(dict.fromkeys(key.partition("/")[0] for key in tensors))
-        unknown = [name for name in names if name not in MEMBERS]
-        if unknown or not names:
+        own: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            name, slash, field = key.partition("/")
+            if slash:
+                own.setdefault(name, {})[field] = value
+        unknown = [name for name in own if name not in self.members]
+        if unknown or not own or "held_out_weights" not in tensors:
             raise InputError(
-                f"consistency: the profile holds {', '.join(unknown) or 'no member'}; known are {', '.join(MEMBERS)}"
+                f"consistency: the profile holds {', '.join(unknown) or 'no member'}; its members are {', '.join(self.members)}"
             )
-        names = [name for name in self.members if name in names]
-        own = {name: {key.partition("/")[2]: v for key, v in tensors.items() if key.partition("/")[0] == name} for name in names}
-        return ConsistencyDetection({name: MEMBERS[name].restore(own[name], geometry) for name in names})
+        spreads = {MEMBERS[name].residual_key: fields for name, fields in own.items() if "mean" in fields}
+        weights = {"held_out_weights": tensors["held_out_weights"]}
+        # A file does not keep the order of its tensors.
+        names = [name for name in dict.fromkeys(self.members) if name in own]
+        restored = {
+            name: MEMBERS[name].restore(spreads[MEMBERS[name].residual_key] | own[name] | weights, geometry) for name in names
+        }
+        return ConsistencyDetection(restored)

@@ -82,25 +82,32 @@ class ResidualDetection(ScanDetection):
         """Patients behind the p-values."""
         return self.calibration.patients
 
+    @torch.no_grad()
     def whitened(self, scans: Scans) -> Tensor:
         """(B, ...) residuals in units of their clean spread."""
         check_scans(scans, self.geometry, self.detector.model_dump()["kind"])
         return self.residual.whitened(scans, self.spread)
 
-    @torch.no_grad()
     def score(self, scans: Scans) -> Tensor:
         """(B,) float64 on the CPU."""
-        return self.detector.statistic_of(self.whitened(scans), self.spread).double().cpu()
+        return self.score_of(self.whitened(scans))
+
+    def score_of(self, z: Tensor) -> Tensor:
+        """(B,) scores, float64 on the CPU, of residuals in units of their clean spread."""
+        return self.detector.statistic_of(z, self.spread).double().cpu()
+
+    def map_of(self, z: Tensor) -> Tensor | None:
+        """(B, views, bins) map of residuals in units of their clean spread; None where they have no place in the sinogram."""
+        return self.detector.map_of(self.residual, z, self.spread)
 
     def judge(self, scans: Scans) -> ScanVerdicts:
         """Scores and their p-values."""
         score = self.score(scans)
         return ScanVerdicts(score, self.calibration.p_values(score))
 
-    @torch.no_grad()
     def where(self, scans: Scans) -> Tensor | None:
         """(B, views, bins) map in units of the clean spread; None where the residual has no place in the sinogram."""
-        return self.detector.map_of(self.residual, self.whitened(scans), self.spread)
+        return self.map_of(self.whitened(scans))
 
     def tensors(self) -> dict[str, Tensor]:
         """Spread and held-out scores."""
@@ -123,6 +130,11 @@ class ResidualDetector(ScanDetector):
     def residual(self, geometry: Geometry) -> Residual:
         """What is looked at; asked only for scans to which the detector applies."""
         raise NotImplementedError
+
+    @property
+    def residual_key(self) -> str:
+        """The same for detectors that look at the same residual and differ in their statistic alone."""
+        return self.model_dump_json(exclude={"statistic", "top_fraction"})
 
     def why_not_scan(self, geometry: Geometry) -> str:
         """Why it does not apply to scans of this geometry; empty where it does."""
@@ -197,7 +209,7 @@ def calibrate_together(
             if not missing_ok:
                 raise NotApplicable(f"{names[i]}: {reason}")
             continue
-        groups.setdefault(detector.model_dump_json(exclude={"statistic", "top_fraction"}), []).append(i)
+        groups.setdefault(detector.residual_key, []).append(i)
     context.progress.start(len(context.clean), f"calibrate {who}")
     residuals = [detectors[members[0]].residual(context.geometry) for members in groups.values()]
     spreads = fit_spreads(residuals, context, parts, who)

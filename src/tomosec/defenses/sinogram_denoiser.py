@@ -37,8 +37,8 @@ class WeightedGaussian(Purification):
         check_scans(scans, self._geometry, "sinogram-denoiser")
         return self.smooth(scans)[0].to(scans.line_integrals.dtype)
 
-    def smooth(self, scans: Scans) -> tuple[Tensor, Tensor, Tensor]:
-        """Smoothed line integrals, each ray's own share in its smoothed value, and the weights; (B, 1, views, bins) float64."""
+    def smooth(self, scans: Scans) -> tuple[Tensor, Tensor]:
+        """Smoothed line integrals, and each ray's own share in its smoothed value; (B, 1, views, bins) float64."""
         p = scans.line_integrals.double()
         weights = torch.ones_like(p)
         if scans.noise_sd is not None:
@@ -47,7 +47,7 @@ class WeightedGaussian(Purification):
             weights = torch.where(mean > 0, mean / (variance + 1e-6 * mean).clamp_min(1e-300), 1.0)
         center = float(self._taps[0][len(self._taps[0]) // 2] * self._taps[1][len(self._taps[1]) // 2])
         total = self._convolve(weights)
-        return self._convolve(p * weights) / total, center * weights / total, weights
+        return self._convolve(p * weights) / total, center * weights / total
 
     def _convolve(self, p: Tensor) -> Tensor:
         for axis, taps in zip((2, 3), self._taps, strict=True):
@@ -73,10 +73,11 @@ def _taps(width: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 class SinogramDenoiser(ScanPurifier):
     """Sinogram denoiser: Gaussian smoothing along views and bins, as wide as clean scans are best predicted.
 
-    p̂ = G(w p) / G(w) with w one over the variance of each ray by the scanner's noise model. The two widths are those with the
-    smallest generalized cross-validation Σ w (p − p̂)² / (1 − mean share)² over clean scans, where a ray's share is its own part
-    in its smoothed value (Craven and Wahba, Numer. Math. 31, 1979): no noiseless scan is needed. Simple on purpose; a trigger
-    that is as smooth as anatomy stays.
+    p̂ = G(w p) / G(w) with w one over the variance of each ray by the scanner's noise model. The two widths are those of the
+    smallest risk over clean scans, for which no noiseless scan is needed. With c a ray's own share in its smoothed value, it is
+    Stein's estimate, the mean of (p − p̂)² / v + 2 c − 1 (Stein, Ann. Stat. 9, 1981), or without a noise model generalized
+    cross-validation, the mean of (p − p̂)² over (1 − mean c)² (Craven and Wahba, Numer. Math. 31, 1979), which cannot judge
+    no smoothing at all. Simple on purpose; a trigger that is as smooth as anatomy stays.
 
     Attributes:
         widths: sd in samples to choose from, for each axis.
@@ -86,7 +87,7 @@ class SinogramDenoiser(ScanPurifier):
     kind: Literal["sinogram-denoiser"] = "sinogram-denoiser"
     version: Literal[1] = 1
     needs: ClassVar[frozenset[Need]] = frozenset({"raw-sinogram", "geometry", "calibration-scans"})
-    source: ClassVar[str] = "baseline; width by Craven and Wahba, Numer. Math. 31, 1979"
+    source: ClassVar[str] = "baseline; width by Stein, Ann. Stat. 9, 1981, or Craven and Wahba, Numer. Math. 31, 1979"
 
     widths: Annotated[tuple[Annotated[float, Field(ge=0, le=20)], ...], Field(min_length=1)] = (0.0, 0.4, 0.6, 0.9, 1.3, 2.0)
     scans: Annotated[int, Field(ge=1)] = 32
@@ -111,13 +112,23 @@ class SinogramDenoiser(ScanPurifier):
         count = min(self.scans, len(context.clean))
         context.progress.start(count, "fit sinogram-denoiser")
         for scans in clean_scans(context, range(count), "sinogram-denoiser"):
-            p = scans.line_integrals.double()
             for i, choice in enumerate(choices):
-                smoothed, share, weights = choice.smooth(scans)
-                freedom = 1 - share.mean((1, 2, 3))
-                error = (weights * (p - smoothed).square()).mean((1, 2, 3))
-                # No smoothing leaves no freedom, and its risk is 0 / 0: its limit is found by the narrowest width there is.
-                risks[i] += float((error / freedom.square()).sum()) if bool((freedom > 1e-6).all()) else math.inf
+                risks[i] += _risk(scans, choice)
             context.progress.advance(len(scans.keys))
-        best = min(range(len(choices)), key=lambda i: risks[i])
-        return choices[best] if math.isfinite(risks[best]) else WeightedGaussian(context.geometry, (0.0, 0.0))
+        return choices[min(range(len(choices)), key=lambda i: risks[i])]
+
+
+def _risk(scans: Scans, choice: WeightedGaussian) -> float:
+    """Estimated error of the smoothed line integrals, summed over scans; smaller is better."""
+    smoothed, share = choice.smooth(scans)
+    error = (scans.line_integrals.double() - smoothed).square()
+    if scans.noise_sd is not None:
+        variance = scans.noise_sd.double().square()
+        variance = variance + 1e-6 * variance.mean((1, 2, 3), keepdim=True)
+        # Without noise every error counts, and no smoothing is best.
+        relative = torch.where(error > 0, error / variance.clamp_min(1e-30), 0.0)
+        return float((relative + 2 * share - 1).mean((1, 2, 3)).sum())
+    freedom = 1 - share.mean((1, 2, 3))
+    if choice.widths == (0.0, 0.0):
+        return math.inf
+    return float((error.mean((1, 2, 3)) / freedom.square()).sum())
