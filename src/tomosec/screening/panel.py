@@ -160,10 +160,10 @@ class Panel:
         scores: dict[str, float] = {}
         for name, part in self.parts.items():
             if isinstance(part, ResidualDetection):
-                residual = _residual_of(part)
-                if residual not in whitened:
-                    whitened[residual] = part.whitened(scans)
-                scores[name] = float(part.detector.statistic_of(whitened[residual], part.spread)[0])
+                key = part.detector.residual_key
+                if key not in whitened:
+                    whitened[key] = part.whitened(scans)
+                scores[name] = float(part.score_of(whitened[key])[0])
             else:
                 scores[name] = float(part.judge(scans).score[0])
         row = torch.tensor([list(scores.values())], dtype=torch.float64)
@@ -190,10 +190,8 @@ class Panel:
             if found is not None and (p_values[name] is None or p_values[name] != p_values[best]):
                 break
             part = self.parts[name]
-            if isinstance(part, ResidualDetection):
-                own = part.detector.map_of(part.residual, whitened[_residual_of(part)], part.spread)
-            else:
-                own = part.where(scans)
+            shared = part if isinstance(part, ResidualDetection) else None
+            own = part.where(scans) if shared is None else shared.map_of(whitened[shared.detector.residual_key])
             if own is not None and (height := float(own.abs().max())) > peak:
                 best, found, peak = name, own[0].float().cpu(), height
         return best, found
@@ -231,8 +229,3 @@ class Panel:
                 f"held-out scores of shape {tuple(scores.shape)} for {len(weights)} scans, {len(detectors)} detectors"
             )
         return cls(detectors, parts, scores, weights, not_applicable)
-
-
-def _residual_of(part: ResidualDetection) -> str:
-    """What detectors of one residual have in common; calibrated together, they share its spread too."""
-    return part.detector.model_dump_json(exclude={"statistic", "top_fraction"})
