@@ -222,7 +222,7 @@ class Consistency(ScanDetector):
         spreads = {MEMBERS[name].residual_key: fields for name, fields in own.items() if "mean" in fields}
         weights = {"held_out_weights": tensors["held_out_weights"]}
         # A file does not keep the order of its tensors.
-        names = [name for name in dict.fromkeys(self.members) if name in own]
+        names: list[str] = [name for name in dict.fromkeys(self.members) if name in own]
         restored = {
             name: MEMBERS[name].restore(spreads[MEMBERS[name].residual_key] | own[name] | weights, geometry) for name in names
         }
