@@ -113,3 +113,40 @@ def test_the_views_of_a_circle_are_counted_from_the_nearest(arc: float) -> None:
         assert abs((turned + math.pi) % (2 * math.pi) - math.pi) <= step / 2 + 1e-9
     ((view, row),) = found.repeats.items()
     assert np.array_equal(row, found.line_integrals[view])
+
+
+# --- files that state no geometry ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_raw_counts_and_hdf5_take_the_geometry_that_is_given_where_they_state_none(tmp_path: Path, stated: bool) -> None:
+    h5py = pytest.importorskip("h5py")
+    own = FAN.model_copy(update={"shape": (8, 8), "pixel_mm": 20.0})
+    true = scan(1).line_integrals
+    with h5py.File(tmp_path / "counts.h5", "w") as file:
+        file["counts"] = 1e4 * np.exp(-true.astype(np.float64))
+        file["flats"], file["darks"] = np.full(FAN.bins, 1e4), np.zeros(FAN.bins)
+        if stated:
+            file.attrs["geometry"] = own.model_dump_json()
+    with h5py.File(tmp_path / "lines.h5", "w") as file:
+        file["line_integrals"] = true
+        if stated:
+            file.attrs["geometry"] = own.model_dump_json()
+    for one in ScanFiles([tmp_path], geometry=FAN):
+        assert one.geometry == FAN  # with its image grid, whatever the file says
+        assert one.line_integrals == pytest.approx(true, abs=1e-5)
+    if stated:
+        assert [one.geometry for one in ScanFiles([tmp_path])] == [own, own]
+    else:
+        reasons = [one.reason for one in ScanFiles([tmp_path]).readings() if isinstance(one, Unreadable)]
+        assert [reason.count("geometry") > 0 for reason in reasons] == [True, True]
+
+
+def test_images_are_no_measured_data(tmp_path: Path) -> None:
+    """MedMNIST is an NPZ file too."""
+    images = {f"{part}_{what}": np.zeros((2, 8, 8) if what == "images" else (2, 1), np.uint8) for part in ("train", "val", "test")
+              for what in ("images", "labels")}  # fmt: skip
+    np.savez(tmp_path / "medmnist.npz", **images)
+    (found,) = ScanFiles([tmp_path]).readings()
+    assert isinstance(found, Unreadable)
+    assert "images, not measured data" in found.reason

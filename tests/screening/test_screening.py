@@ -188,6 +188,18 @@ def test_a_scan_that_tells_other_photons_gets_no_verdict(fan: Profile, attribute
     assert message in result.reason
 
 
+@pytest.mark.parametrize("absurd", [12.0, 60.0, 3e4])
+def test_no_ray_can_be_so_noisy_that_the_scan_passes(fan: Profile, absurd: float) -> None:
+    """Photon noise grows as exp(p); a single reading must not hide a patch, nor itself."""
+    for clean in (scan(900), planted(scan(900))):
+        values = clean.line_integrals.copy()
+        values[7, 20] = absurd
+        result = fan.screen(replace(clean, line_integrals=values), alpha=0.05)
+        assert result.verdict == "suspicious"
+        assert result.where is not None
+        assert abs(result.where.values[7, 20]) > 6
+
+
 # --- many scans ---------------------------------------------------------------------------------------------------------
 
 

@@ -48,7 +48,9 @@ def as_scans(batch: Sequence[Measurement], noise: Noise, device: torch.device | 
     sd = None
     if noise == "photons":
         counts = torch.tensor([photons_of(scan) or math.nan for scan in batch], dtype=torch.float64)[:, None, None, None]
-        sd = ((lines.double() / 2).exp() / counts.to(device).sqrt()).float()
+        counts = counts.to(device)
+        # No fewer than one photon: else one absurd ray would have so much noise that nothing in the scan stood out.
+        sd = (torch.minimum(lines.double(), counts.log()) / 2).exp().div(counts.sqrt()).float()
     return Scans(lines, tuple(scan.key for scan in batch), sd)
 
 

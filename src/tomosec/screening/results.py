@@ -177,7 +177,7 @@ class Tally:
         ]
         if self.judged:
             out.append(
-                f"alpha is {self.alpha:g} for each scan: {self.expected:.3g} alarms are to be expected by chance if all are clean."
+                f"alpha is {self.alpha:g} for each scan: {self.expected:.3g} alarms are expected by chance if all are clean."
             )
             if self.flagged and (chance := self.by_chance) is not None:
                 out.append(f"{self.flagged} or more happen with probability {chance:.2g} if all are clean.")
