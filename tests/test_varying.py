@@ -52,3 +52,5 @@ def test_labels_say_what_sets_each_apart():
         "attack badnets",
     ]
     assert labels(several[:1]) == [""]
+    carrying = [{"kind": "projected", "attack": PATCH}, LTGM]
+    assert labels([experiment(attack) for attack in carrying]) == ["attack projected", "attack ltgm"]

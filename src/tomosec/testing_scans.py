@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tomosec.acquisition import Scanner
-from tomosec.analysis.networks import SmallCNN
+from tomosec.analysis.architectures import SmallCNN
 from tomosec.defenses.base import (
     Defense,
     Images,

@@ -47,13 +47,11 @@ def labels(experiments: Sequence[Mapping[str, Any]]) -> list[str]:
     out = []
     for experiment in experiments:
         fields = flatten(experiment)
-        parts = [f"{_short(name)} {_plain(fields.get(name))}" for name in names if name in fields or name.endswith(".kind")]
+        # A component that is missing is said; what a missing one would carry is not.
+        shown = [name for name in names if name in fields or (name.endswith(".kind") and name.count(".") == 1)]
+        parts = [f"{name.removesuffix('.kind')} {_plain(fields.get(name))}" for name in shown]
         out.append(", ".join(parts))
     return out
-
-
-def _short(name: str) -> str:
-    return name.removesuffix(".kind")
 
 
 def _plain(value: Any) -> str:

@@ -105,9 +105,12 @@ def test_poison_rate_says_of_what_the_rate_is(store):
         cell(store, f"aa{k}", threat__access="training-data", threat__poison_rate=rate, threat__poison_rate_of="candidates")
         for k, rate in enumerate((0.0, 0.1, 1.0))
     ]
-    study(store, "poison-rate", cells)
+    carried = {"kind": "projected", "version": 1, "attack": {"kind": "sig", "version": 1, "clean_label": True}}
+    last = cell(store, "kept", attack=carried, threat__access="training-data", threat__poison_rate=0.1)
+    study(store, "poison-rate", [*cells, last])
     block = one_block(store)
-    assert [row[1] for row in texts(block.tables[0])] == [
+    assert texts(block.tables[0])[-1][:2] == ["projected: sig, labels kept", "10 % of the training set"]
+    assert [row[1] for row in texts(block.tables[0])[:-1]] == [
         "0 % of the candidates",
         "10 % of the candidates",
         "100 % of the candidates",

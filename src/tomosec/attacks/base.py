@@ -71,7 +71,8 @@ class AttackContext:
     Attributes:
         geometry: the scan.
         samples: training samples.
-        pipeline: chain with the victim's clean network, parameters frozen; None where the attacker has no weights.
+        pipeline: chain with the network that the attacker knows, the victim's clean one or a surrogate, parameters frozen; None
+            where the attacker has no weights.
         target: class index that triggered scans should be read as.
         sources: class indices that are attacked.
         seed: seed of the experiment; draw with ``randomness.generator(seed, <attack kind>, ...)``.

@@ -155,6 +155,7 @@ def _success(record: Record, name: str) -> Markup | None:
     wanted = (
         ("attacked", "triggered", "Attacked model,\nits trigger"),
         ("clean", "triggered", "Clean model,\nsame trigger (floor)"),
+        ("surrogate", "triggered", "Surrogate,\nsame trigger"),
         ("attacked", "random", "Attacked model,\nrandom trigger"),
         ("control-white", "triggered", "Control victim, white\nnoise, its trigger"),
         ("control-spectrum", "triggered", "Control victim, same\nspectrum, its trigger"),

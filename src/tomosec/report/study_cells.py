@@ -36,12 +36,14 @@ Shown = tuple[tuple[Table, ...], tuple[Figure, ...]]
 
 
 def attack_of(record: Record) -> str:
-    """The attack's kind, with what it carries; as recipes write it."""
+    """The attack's kind, with what it carries, as recipes write it; a clean-label attack is said to be one."""
     attack = record.experiment.get("attack")
     if attack is None:
         return "no attack"
     carried = attack.get("attack")
-    return f"{attack['kind']}: {carried['kind']}" if isinstance(carried, Mapping) else str(attack["kind"])
+    inner = carried if isinstance(carried, Mapping) else attack
+    name = f"{attack['kind']}: {inner['kind']}" if inner is carried else str(attack["kind"])
+    return f"{name}, labels kept" if inner.get("clean_label") else name
 
 
 def domain_of(record: Record) -> int:
