@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tomosec.errors import TomosecError
+from tomosec.errors import InputError, TomosecError
 
 
 @contextmanager
@@ -37,6 +38,34 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def require_new(folder: Path) -> None:
+    """Raise InputError where there is something of that name already, other than an empty folder."""
+    if folder.is_symlink() or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"{folder}: there is something of that name; nothing is overwritten, so name another or remove it")
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder``; when the block ends well, rename it to that.
+
+    Raises:
+        InputError: there is something of that name.
+        TomosecError: the disk is full, or it cannot be written; nothing is left behind.
+    """
+    require_new(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        sync_folder(temporary)
+        temporary.replace(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise TomosecError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

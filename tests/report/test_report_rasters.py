@@ -60,3 +60,15 @@ def test_shrinking_averages_whole_blocks():
 @pytest.mark.parametrize(("largest", "limit"), [(0.0, 1.0), (0.9, 1.0), (4.1, 5.0), (17.0, 20.0), (0.0031, 0.005)])
 def test_scale_ends_at_a_round_number(largest, limit):
     assert rasters.symmetric_limit(np.full((4, 4), largest, np.float32)) == pytest.approx(limit)
+
+
+def test_peaks_show_the_sample_farthest_from_zero():
+    """A single one of 4 × 4 samples is not averaged away, and none at the end of a line is left out."""
+    values = np.zeros((7, 9), dtype=np.float32)
+    values[1, 1], values[2, 2], values[6, 8] = 3.0, -5.0, 4.0
+    raster = rasters.signed(values, 5.0, 2, peaks=True)
+    assert (raster.height, raster.width, raster.averaged) == (2, 2, (4, 5))
+    levels, _ = decoded(raster.uri)
+    assert levels.tolist() == [[1, 128], [128, 128 + round(4 / 5 * 127)]]
+    averaged, _ = decoded(rasters.signed(values, 5.0, 2).uri)
+    assert np.abs(averaged.astype(int) - 128).max() < 10

@@ -1,6 +1,6 @@
 """The command ``tomosec``: one dataclass per verb, and one place that turns exceptions into messages and exit codes.
 
-Exit codes: 0 done, 1 an experiment or check failed, 2 bad input, 130 interrupted; 3 is kept for ``screen``.
+Exit codes: 0 done, 1 an experiment or check failed, 2 bad input, 3 ``screen`` flagged a scan, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tomosec.cli.browsing import List, Report, Status
 from tomosec.cli.checking import CheckData, CheckDose, CheckEnv, CheckOperators
 from tomosec.cli.console import errors
 from tomosec.cli.running import Demo, Rescore, Run, Sweep, Verb
+from tomosec.cli.screening import Calibrate, Screen
 from tomosec.errors import InputError, TomosecError, TomosecWarning, nearest
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
@@ -42,6 +43,7 @@ VERBS: dict[str, type[Verb]] = {
     "status": Status,
     "report": Report,
     "rescore": Rescore,
+    "screen": Screen,
     "list": List,
 }
 
@@ -58,6 +60,7 @@ _Command = (
     | Annotated[Status, subcommand("status")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Rescore, subcommand("rescore")]
+    | Annotated[Screen, subcommand("screen")]
     | Annotated[List, subcommand("list")]
     | Annotated[_Check, subcommand("check", description="Check this machine, a folder of data, the doses or the operators.")]
 )
@@ -78,6 +81,8 @@ def parse(args: Sequence[str]) -> Verb:
     if shutil.get_terminal_size().columns < LEAST_COLUMNS:
         os.environ["COLUMNS"] = str(LEAST_COLUMNS)  # tyro's help never ends in a terminal of a few columns
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+    if list(args[:2]) == ["screen", "calibrate"]:  # everything else after screen names scans
+        return tyro.cli(Calibrate, prog="tomosec screen calibrate", args=list(args[2:]), config=config)
     command = tyro.cli(_Command, prog="tomosec", description=DESCRIPTION, args=list(args), config=config)
     return cast(Verb, command)
 

@@ -150,6 +150,7 @@ def read_view(path: Path) -> View:
     if not floats_of(data, ANGLE):
         raise _wrong(path, ANGLE, "missing; this is no DICOM-CT-PD projection (an image series of the same study is none)")
     facts: dict[str, str | float] = {name: text_of(data, element).upper() for name, element in _TEXTS.items()}
+    facts["PatientID"] = text_of(data, "PatientID")
     facts = {name: value for name, value in facts.items() if value}
     shape = facts.get("DetectorShape", "")
     if shape not in ("CYLINDRICAL", "FLAT"):

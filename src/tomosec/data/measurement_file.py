@@ -53,8 +53,12 @@ def parse_geometry(value: object, where: str) -> FanBeam | ParallelBeam:
     return geometry
 
 
-def read_measurement(path: str | Path) -> Measurement:
+def read_measurement(path: str | Path, *, geometry: FanBeam | ParallelBeam | None = None) -> Measurement:
     """Read a scan from ``.npz``, ``.h5`` or ``.hdf5``; see the module for what is in it.
+
+    Args:
+        path: the file.
+        geometry: of a file that states none; the file's own goes first.
 
     Raises:
         InputError: another kind of file, a missing or damaged array, values that are not finite real numbers, text that is no
@@ -64,21 +68,22 @@ def read_measurement(path: str | Path) -> Measurement:
     suffix = path.suffix.lower()
     if suffix == NPZ:
         npz = Npz(path)
-        npz.require(["line_integrals", "geometry"])
+        npz.require(["line_integrals"] if geometry is not None else ["line_integrals", "geometry"])
         texts = {
             name: _text(npz.array(name), f"{path}: {name}") for name in ("geometry", "attributes", "key") if name in npz.names
         }
         attributes = _attributes(texts.get("attributes", "{}"), f"{path}: attributes")
         # Before the values are read: a file may claim any number of them.
-        scan = _fitting_geometry(texts["geometry"], *npz.header("line_integrals"), path)
+        scan = _fitting_geometry(texts.get("geometry", geometry), *npz.header("line_integrals"), path)
         found, key = npz.array("line_integrals"), texts.get("key", path.stem)
     elif suffix in HDF5:
         with Hdf5(path) as file:
             attributes = file.attributes()
             header = file.header("line_integrals")
-            if "geometry" not in attributes:
+            stated = attributes.pop("geometry", geometry)
+            if stated is None:
                 raise InputError(f"{path}: no attribute 'geometry'; it is JSON of a fan-beam or parallel-beam geometry")
-            scan = _fitting_geometry(str(attributes.pop("geometry")), *header, path)
+            scan = _fitting_geometry(stated, *header, path)
             found = file.array("line_integrals")
         key = str(attributes.pop("key", path.stem))
     else:
@@ -89,11 +94,11 @@ def read_measurement(path: str | Path) -> Measurement:
     return Measurement(values, scan, key, attributes)
 
 
-def _fitting_geometry(text: str, shape: tuple[int, ...], dtype: np.dtype[Any], path: Path) -> FanBeam | ParallelBeam:
-    """The geometry of line integrals of that shape and type."""
+def _fitting_geometry(stated: object, shape: tuple[int, ...], dtype: np.dtype[Any], path: Path) -> FanBeam | ParallelBeam:
+    """The geometry, itself or as JSON, of line integrals of that shape and type."""
     if len(shape) != 2 or dtype.kind not in "iuf":
         raise InputError(f"{path}: line_integrals is {dtype} of shape {shape}; real numbers (views, bins) are needed")
-    geometry = parse_geometry(text, f"{path}: geometry")
+    geometry = stated if isinstance(stated, FanBeam | ParallelBeam) else parse_geometry(stated, f"{path}: geometry")
     require_fit(shape, geometry, f"{path}: line_integrals")
     return geometry
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from tomosec.data.counts import read_counts
 from tomosec.data.ct_pd import PatientPosition, open_ct_pd
-from tomosec.data.ct_pd_header import is_ct_pd
 from tomosec.data.dicom import find_files
 from tomosec.data.folder import LABELS
 from tomosec.data.hdf5 import Hdf5
@@ -20,11 +19,10 @@ from tomosec.data.measured import Measurement
 from tomosec.data.measurement_file import HDF5, NPZ, read_measurement
 from tomosec.data.medmnist import PARTS, is_medmnist, read_labels
 from tomosec.data.npz import Npz
+from tomosec.data.scans import MATLAB, measured_kind
 from tomosec.data.two_detect import read_two_detect
 from tomosec.errors import InputError
 from tomosec.geometry import FanBeam
-
-_MATLAB = ".mat"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +50,28 @@ def recognize(path: Path) -> Recognized | None:
     """
     if path.is_dir():
         return _folder(path)
-    suffix = path.suffix.lower()
-    if suffix == _MATLAB:
+    kind = measured_kind(path)
+    if kind == "htc2022":
         return _measurement(
             read_htc2022(path), "a scan of the Helsinki Tomography Challenge 2022", "tomosec.data.htc2022.read_htc2022"
         )
-    if suffix == NPZ:
-        npz = Npz(path)
-        return _medmnist(npz) if is_medmnist(npz.names) else _neutral(path)
-    if suffix in HDF5:
-        return _hdf5(path)
+    if kind == "neutral":
+        return _neutral(path)
+    if kind == "counts":
+        return _counts(path)
+    if path.suffix.lower() == NPZ:
+        return _medmnist(Npz(path))
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     raise InputError(
-        f"{path}: a file of a kind that is not known; data are a folder, or a file of measured data: {_MATLAB} (HTC 2022), "
+        f"{path}: a file of a kind that is not known; data are a folder, or a file of measured data: {MATLAB} (HTC 2022), "
         f"{NPZ}, {', '.join(sorted(HDF5))}"
     )
 
 
 def _folder(path: Path) -> Recognized | None:
-    if (path / "sinogram.tif").is_file():
+    kind = measured_kind(path)
+    if kind == "2detect":
         return _measurement(
             read_two_detect(path), "one slice of 2DeteCT in one mode, counts corrected", "tomosec.data.two_detect.read_two_detect"
         )
@@ -84,14 +84,10 @@ def _folder(path: Path) -> Recognized | None:
             continue
         if is_medmnist(npz.names):
             return _medmnist(npz)
-    first = next(find_files(path), None)
-    if damaged is not None and first is None and not (path / LABELS).is_file():
+    if damaged is not None and next(find_files(path), None) is None and not (path / LABELS).is_file():
         raise damaged  # nothing else here is data
-    try:
-        projections = first is not None and is_ct_pd(first)
-    except InputError:
-        return None  # some other folder; the reader of a dataset says what is wrong with its files
-    return _ct_pd(path) if projections else None
+    # Of any other folder, the reader of a dataset says what is wrong with its files.
+    return _ct_pd(path) if kind == "ct-pd" else None
 
 
 def _measurement(scan: Measurement, what: str, reader: str) -> Recognized:
@@ -121,19 +117,6 @@ def _measurement(scan: Measurement, what: str, reader: str) -> Recognized:
 def _neutral(path: Path) -> Recognized:
     return _measurement(
         read_measurement(path), "a scan in tomosec's neutral form", "tomosec.data.measurement_file.read_measurement"
-    )
-
-
-def _hdf5(path: Path) -> Recognized:
-    with Hdf5(path) as file:
-        names = file.names
-    if "line_integrals" in names:
-        return _neutral(path)
-    if {"counts", "flats", "darks"} <= set(names):
-        return _counts(path)
-    raise InputError(
-        f"{path}: neither line_integrals nor counts, flats and darks; there are {', '.join(names) or 'no datasets'}. "
-        "tomosec.data.counts.read_counts takes other names"
     )
 
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tomosec.errors import InputError
 from tomosec.files import write_text
 from tomosec.record import Record, Severity, Store
-from tomosec.report import examples, narrative, overview, rasters, settings, studies, tables, transfer, wording
+from tomosec.report import examples, narrative, overview, settings, studies, tables, transfer, wording
 from tomosec.report.figures import Point, Row, interval_plot, learning_curve
+from tomosec.report.page import render
 from tomosec.report.tables import Table
 from tomosec.varying import differing
 
@@ -91,24 +88,12 @@ def build_report(store: Store, path: str | Path, *, ids: Sequence[str] | None = 
 
 
 def _render(records: Sequence[Record], sections: Sequence[Section], found: Sequence[studies.Block]) -> str:
-    environment = Environment(
-        loader=PackageLoader("tomosec.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals |= {
-        "levels": wording.LEVELS,
-        "marks": wording.LEVEL_MARKS,
-        "gray_bar": rasters.gray_bar(),
-        "signed_bar": rasters.signed_bar(),
-        "windows": rasters.WINDOWS,
-        "number": wording.number,
-        "tick": wording.tick,
-        "mixed": narrative.mixed(records),
-    }
     names = differing([record.experiment for record in records]) if len(records) > 1 else []
     figure, why_no_figure = overview.budget_figure(records, names) if len(records) > 1 else (None, "")
-    script = _asset("report.js")
     worst = _worst(records)
-    return environment.get_template("page.html").render(
+    return render(
+        "page.html",
+        mixed=narrative.mixed(records),
         sections=sections,
         several=len(sections) > 1,
         studies=found,
@@ -120,16 +105,8 @@ def _render(records: Sequence[Record], sections: Sequence[Section], found: Seque
         overview=overview.overview_table(records, names) if len(records) > 1 else None,
         figure=figure,
         why_no_figure=why_no_figure,
-        # Both are files of this package: they are code, not data.
-        style=Markup(_asset("style.css")),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         versions=sorted({record.provenance.tomosec for record in records}),
     )
-
-
-def _asset(name: str) -> str:
-    return files("tomosec.report").joinpath("templates", name).read_text(encoding="utf-8").strip()
 
 
 def _worst(records: Sequence[Record]) -> tuple[Severity | None, Record | None]:

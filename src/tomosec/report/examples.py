@@ -205,7 +205,7 @@ def _planes(tensors: Mapping[str, Any], experiment: Mapping[str, Any]) -> tuple[
                 "",
                 False,
                 *axes,
-                _averaged(raster),
+                averaged(raster),
             )
         )
     if trigger is not None:
@@ -214,7 +214,7 @@ def _planes(tensors: Mapping[str, Any], experiment: Mapping[str, Any]) -> tuple[
         share = ""
         if sinogram is not None and (whole := math.sqrt(float(np.mean(np.square(sinogram, dtype=np.float64))))) > 0:
             share = f"; {wording.share(rms / whole)} of the RMS of the sinogram beside it"
-        note = f"RMS {wording.number(rms)}{share}. {_averaged(raster)}".strip()
+        note = f"RMS {wording.number(rms)}{share}. {averaged(raster)}".strip()
         out.append(
             Plane(
                 "Trigger as it is added, s·T",
@@ -228,7 +228,7 @@ def _planes(tensors: Mapping[str, Any], experiment: Mapping[str, Any]) -> tuple[
         )
     if effect is not None:
         raster = rasters.signed(effect, rasters.symmetric_limit(effect), 360)
-        note = f"What the trigger adds to every image. {_averaged(raster)}".strip()
+        note = f"What the trigger adds to every image. {averaged(raster)}".strip()
         out.append(
             Plane(
                 "Its effect in the image, s·R(T)",
@@ -242,7 +242,8 @@ def _planes(tensors: Mapping[str, Any], experiment: Mapping[str, Any]) -> tuple[
     return tuple(out)
 
 
-def _averaged(raster: Raster) -> str:
+def averaged(raster: Raster) -> str:
+    """Say how many samples a pixel of the picture stands for, where they are several."""
     rows, columns = raster.averaged
     return (
         f"Shown averaged over blocks of {rows} × {columns} samples, which hides finer detail."

@@ -47,9 +47,12 @@ def gray(values: Floats, low: float, high: float, largest: int = 256) -> Raster:
     return Raster(_png(_levels(small, low, high), None), small.shape[1], small.shape[0], low, high, block)
 
 
-def signed(values: Floats, limit: float, largest: int = 256) -> Raster:
-    """Picture of a difference: blue below zero, white at zero, red above, saturated beyond ``limit`` on either side."""
-    small, block = shrink(values, largest)
+def signed(values: Floats, limit: float, largest: int = 256, *, peaks: bool = False) -> Raster:
+    """Picture of a difference: blue below zero, white at zero, red above, saturated beyond ``limit`` on either side.
+
+    With ``peaks``, a block of samples shows the one farthest from zero instead of their mean, which would hide a single one.
+    """
+    small, block = shrink(values, largest, peaks=peaks)
     limit = limit if limit > 0 else 1.0
     return Raster(_png(_signed_levels(small, limit), signed_palette()), small.shape[1], small.shape[0], -limit, limit, block)
 
@@ -84,12 +87,20 @@ def symmetric_limit(values: Floats, quantile: float = 0.995) -> float:
     return float(next(step * power for step in (1, 2, 3, 5, 10) if step * power >= size))
 
 
-def shrink(values: Floats, largest: int) -> tuple[Floats, tuple[int, int]]:
-    """Average whole blocks until neither side is over ``largest``; what does not fill a block at the end is left out."""
+def shrink(values: Floats, largest: int, *, peaks: bool = False) -> tuple[Floats, tuple[int, int]]:
+    """Average whole blocks until neither side is over ``largest``; what does not fill a block at the end is left out.
+
+    With ``peaks``, a block gives the value farthest from zero instead, and what fills no block makes smaller ones.
+    """
     values = np.nan_to_num(np.asarray(values, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     rows, columns = (max(1, -(-size // largest)) for size in values.shape)
     if rows == columns == 1:
         return values, (1, 1)
+    if peaks:
+        filled = np.pad(values, ((0, -values.shape[0] % rows), (0, -values.shape[1] % columns)))
+        blocks = filled.reshape(filled.shape[0] // rows, rows, filled.shape[1] // columns, columns)
+        low, high = blocks.min((1, 3)), blocks.max((1, 3))
+        return np.asarray(np.where(high >= -low, high, low), dtype=np.float32), (rows, columns)
     height, width = values.shape[0] // rows, values.shape[1] // columns
     blocks = values[: height * rows, : width * columns].reshape(height, rows, width, columns)
     return np.asarray(blocks.mean((1, 3)), dtype=np.float32), (rows, columns)
