@@ -80,7 +80,12 @@ class Images:
 
 
 class ScanSource(Protocol):
-    """Scans that are read in batches, so that memory does not grow with their number."""
+    """Scans that are read in batches, as often as a defense asks for them, so that memory does not grow with their number."""
+
+    @property
+    def patients(self) -> Sequence[str]:
+        """Patient of each, in the order of :meth:`batches`; where that is not known, each scan's own key."""
+        ...
 
     def __len__(self) -> int:
         """How many there are."""
@@ -203,16 +208,35 @@ class Defense(Component):
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class ScanVerdicts:
+    """What a detector says about B scans.
+
+    Attributes:
+        score: (B,) float64, finite; higher is more suspicious.
+        p_value: (B,) float64, chance of a clean scan of another patient to score at least as high, from calibration scans that
+            nothing was fitted to; None where there are too few of them for a verdict.
+    """
+
+    score: Tensor
+    p_value: Tensor | None
+
+
 class ScanDetection(ABC):
     """A calibrated detector of measured data: a runtime."""
 
+    @property
     @abstractmethod
-    def score(self, scans: Scans) -> Tensor:
-        """(B,) float64; each scan's own, whatever else is in the batch."""
+    def held_out(self) -> int:
+        """Patients behind the p-values; 1 / (held_out + 1) is the smallest that can be reached."""
 
     @abstractmethod
-    def p_value(self, score: Tensor) -> Tensor:
-        """(B,) chance of a clean scan to score at least this high, from calibration scans that the score was not fitted on."""
+    def judge(self, scans: Scans) -> ScanVerdicts:
+        """Each scan's own verdict, whatever else is in the batch.
+
+        Raises:
+            InputError: scans of another shape, with values that are not finite, or without the noise model of the calibration.
+        """
 
     def where(self, scans: Scans) -> Tensor | None:
         """(B, views, bins) map of where a scan is wrong, in units of its clean spread; None where the detector has none."""
@@ -229,7 +253,11 @@ class ScanDetector(Defense):
     role: ClassVar[Role] = "scan-detector"
 
     def calibrate(self, context: ScanContext) -> ScanDetection:
-        """Fit on clean scans."""
+        """Fit on clean scans.
+
+        Raises:
+            NotApplicable: the scan, or the calibration scans, do not have what it needs.
+        """
         raise NotImplementedError
 
     def restore(self, tensors: Mapping[str, Tensor], geometry: Geometry) -> ScanDetection:
@@ -243,15 +271,17 @@ class SetVerdict:
 
     Attributes:
         score: higher is more suspicious.
-        p_value: under clean sets of the same size; None where there are too few calibration scans.
+        p_value: under clean sets of the same size; None where no verdict is possible.
         scans: how many were judged.
         where: (views, bins) map; None where there is none.
+        reason: why there is no p-value; empty where there is one.
     """
 
     score: float
     p_value: float | None
     scans: int
     where: Tensor | None = None
+    reason: str = ""
 
 
 class ScanSetDetection(ABC):
@@ -261,6 +291,10 @@ class ScanSetDetection(ABC):
     def judge(self, scans: ScanSource) -> SetVerdict:
         """Read the scans once, in batches."""
 
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What a profile keeps; with the component, it rebuilds the runtime."""
+
 
 class ScanSetDetector(Defense):
     """Judges many scans together: what is the same in all of them adds up."""
@@ -268,7 +302,15 @@ class ScanSetDetector(Defense):
     role: ClassVar[Role] = "scan-set-detector"
 
     def calibrate(self, context: ScanContext) -> ScanSetDetection:
-        """Fit on clean scans."""
+        """Fit on clean scans.
+
+        Raises:
+            NotApplicable: the scan, or the calibration scans, do not have what it needs.
+        """
+        raise NotImplementedError
+
+    def restore(self, tensors: Mapping[str, Tensor], geometry: Geometry) -> ScanSetDetection:
+        """Inverse of :meth:`ScanSetDetection.tensors`."""
         raise NotImplementedError
 
 
@@ -314,6 +356,10 @@ class Prediction(ABC):
     @abstractmethod
     def predict(self, scans: Scans) -> tuple[Tensor, Tensor]:
         """Labels (B,) and class probabilities (B, classes) for measured data."""
+
+    def suspicion(self, scans: Scans) -> Tensor | None:
+        """(B,) float64, how much the predictions for a scan disagree, higher is more suspicious; None where there is one only."""
+        return None
 
 
 class PredictionWrapper(Defense):

@@ -1,0 +1,172 @@
+"""All consistency tests that apply, with one verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tomosec.defenses.air_rays import AirRays
+from tomosec.defenses.base import (
+    ModelContext,
+    Need,
+    ScanContext,
+    ScanDetection,
+    ScanDetector,
+    Scans,
+    ScanVerdicts,
+    TrainingContext,
+)
+from tomosec.defenses.combination import combine
+from tomosec.defenses.complementary_rays import ComplementaryRays
+from tomosec.defenses.fourier_wedge import FourierWedge
+from tomosec.defenses.half_scan_disagreement import HalfScanDisagreement
+from tomosec.defenses.helgason_ludwig import HelgasonLudwig
+from tomosec.defenses.noise_statistics import NoiseStatistics
+from tomosec.defenses.pairwise_consistency import PairwiseConsistency
+from tomosec.defenses.reprojection_residual import ReprojectionResidual
+from tomosec.defenses.residuals import ResidualDetection, ResidualDetector, calibrate_together
+from tomosec.errors import InputError, NotApplicable
+from tomosec.geometry import Geometry
+
+Member = Literal[
+    "complementary-rays",
+    "complementary-rays-top",
+    "helgason-ludwig",
+    "fourier-wedge",
+    "fourier-wedge-top",
+    "pairwise-consistency",
+    "reprojection-residual",
+    "reprojection-residual-top",
+    "air-rays",
+    "noise-statistics",
+    "half-scan-disagreement",
+]
+
+#: The detectors by the name of a member; ``-top`` looks at the largest residuals, the others at all.
+MEMBERS: dict[str, ResidualDetector] = {
+    "complementary-rays": ComplementaryRays(),
+    "complementary-rays-top": ComplementaryRays(statistic="top"),
+    "helgason-ludwig": HelgasonLudwig(),
+    "fourier-wedge": FourierWedge(),
+    "fourier-wedge-top": FourierWedge(statistic="top"),
+    "pairwise-consistency": PairwiseConsistency(),
+    "reprojection-residual": ReprojectionResidual(),
+    "reprojection-residual-top": ReprojectionResidual(statistic="top"),
+    "air-rays": AirRays(),
+    "noise-statistics": NoiseStatistics(),
+    "half-scan-disagreement": HalfScanDisagreement(),
+}
+
+
+class ConsistencyDetection(ScanDetection):
+    """Detections of the members, calibrated on the same halves."""
+
+    def __init__(self, members: Mapping[str, ResidualDetection]) -> None:
+        self.members = dict(members)
+        first = next(iter(self.members.values())).calibration
+        self._weights = first.weights
+        self._table = torch.stack([member.calibration.scores for member in self.members.values()], dim=1)
+
+    @property
+    def held_out(self) -> int:
+        """Patients behind the p-values."""
+        return next(iter(self.members.values())).held_out
+
+    def reasons(self, scans: Scans) -> dict[str, ScanVerdicts]:
+        """Each member's own verdicts."""
+        return {name: member.judge(scans) for name, member in self.members.items()}
+
+    def judge(self, scans: Scans) -> ScanVerdicts:
+        """The members' scores, combined."""
+        scores = torch.stack([member.score(scans) for member in self.members.values()], dim=1)
+        return ScanVerdicts(*combine(scores, self._table, self._weights))
+
+    def where(self, scans: Scans) -> Tensor | None:
+        """(B, views, bins) map of each scan's most suspicious member that has one; None where no member has."""
+        maps, suspicion = [], []
+        for member in self.members.values():
+            found = member.where(scans)
+            if found is not None:
+                clean = member.calibration.scores
+                # Scores of different members compare in units of their clean spread.
+                center, spread = clean.median(), (clean - clean.median()).abs().median().clamp_min(1e-300)
+                maps.append(found)
+                suspicion.append((member.score(scans) - center) / spread)
+        if not maps:
+            return None
+        best = torch.stack(suspicion).argmax(0)
+        return torch.stack([maps[int(index)][row] for row, index in enumerate(best)]) if len(best) else maps[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The members' tensors under their names."""
+        return {f"{name}/{key}": value for name, member in self.members.items() for key, value in member.tensors().items()}
+
+
+class Consistency(ScanDetector):
+    """Consistency: the Cauchy combination of every test of a scan that applies to its geometry.
+
+    T = mean over the members of tan((1/2 − p) π), with each member's p-value on the held-out clean scans; the score is −log10 of
+    Cauchy's tail at T, and the p-value its rank among the held-out scans' own. Members that do not apply are left out.
+
+    Attributes:
+        members: which tests; ``-top`` variants look at the largest residuals.
+    """
+
+    kind: Literal["consistency"] = "consistency"
+    version: Literal[1] = 1
+    needs: ClassVar[frozenset[Need]] = frozenset({"raw-sinogram", "geometry", "calibration-scans"})
+    source: ClassVar[str] = "combination: Liu and Xie, J. Am. Stat. Assoc. 115, 2020; members see their own"
+    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-range-projected"})
+
+    members: Annotated[tuple[Member, ...], Field(min_length=1)] = (
+        "complementary-rays",
+        "complementary-rays-top",
+        "helgason-ludwig",
+        "fourier-wedge",
+        "fourier-wedge-top",
+        "pairwise-consistency",
+        "reprojection-residual",
+        "reprojection-residual-top",
+        "air-rays",
+        "noise-statistics",
+        "half-scan-disagreement",
+    )
+
+    def applicable(self, geometry: Geometry) -> dict[str, ResidualDetector]:
+        """The members that apply to a geometry."""
+        return {name: MEMBERS[name] for name in dict.fromkeys(self.members) if not MEMBERS[name].why_not_scan(geometry)}
+
+    def why_not(self, context: ScanContext | ModelContext | TrainingContext) -> str:
+        """Why no member applies."""
+        if not isinstance(context, ScanContext):
+            return "needs measured data"
+        if self.applicable(context.geometry):
+            return ""
+        return "; ".join(f"{name}: {MEMBERS[name].why_not_scan(context.geometry)}" for name in self.members)
+
+    def calibrate(self, context: ScanContext) -> ConsistencyDetection:
+        """Calibrate the members on the same halves; the clean scans are read twice."""
+        if reason := self.why_not(context):
+            raise NotApplicable(f"consistency: {reason}")
+        members = self.applicable(context.geometry)
+        found = calibrate_together(list(members.values()), context, missing_ok=True)
+        detections = {name: one for name, one in zip(members, found, strict=True) if one is not None}
+        if not detections:
+            raise NotApplicable("consistency: no member applies to these calibration scans")
+        return ConsistencyDetection(detections)
+
+    def restore(self, tensors: Mapping[str, Tensor], geometry: Geometry) -> ConsistencyDetection:
+        """Inverse of :meth:`ConsistencyDetection.tensors`."""
+        names: Sequence[str] = list(dict.fromkeys(key.partition("/")[0] for key in tensors))
+        unknown = [name for name in names if name not in MEMBERS]
+        if unknown or not names:
+            raise InputError(
+                f"consistency: the profile holds {', '.join(unknown) or 'no member'}; known are {', '.join(MEMBERS)}"
+            )
+        names = [name for name in self.members if name in names]
+        own = {name: {key.partition("/")[2]: v for key, v in tensors.items() if key.partition("/")[0] == name} for name in names}
+        return ConsistencyDetection({name: MEMBERS[name].restore(own[name], geometry) for name in names})
