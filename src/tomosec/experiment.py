@@ -51,6 +51,7 @@ class Experiment(Value):
             It is trained as the clean model is, on the same training slices, with initial weights and an order of its own.
         controls: ``random-trigger`` shows a random trigger of equal budget to the attacked model; ``white-victim`` and
             ``spectrum-victim`` train a victim on a frozen random trigger of equal budget, white or with T's spectrum.
+        defenses: what is measured against the attack; no defense sees the trigger or its success.
         seeds: initialisation, order, noise and trigger differ by seed; a count n stands for 0 .. n - 1.
         detail: also measure clean accuracy on ground-truth images that were never scanned, as the released LTGM code does.
         transfer: other scan settings, at which the clean and the attacked model read the test slices with the same trigger, at
@@ -70,6 +71,7 @@ class Experiment(Value):
     threat: ThreatModel = ThreatModel()
     attack: Annotated[SerializeAsAny[Component] | None, of_family("attack", optional=True)] = None
     surrogate: Annotated[SerializeAsAny[Component] | None, of_family("network", optional=True)] = None
+    defenses: tuple[Annotated[SerializeAsAny[Component], of_family("defense")], ...] = ()
     controls: tuple[Control, ...] = ("random-trigger", "white-victim", "spectrum-victim")
     seeds: tuple[int, ...] = (0, 1, 2)
     detail: tuple[Literal["unscanned-images"], ...] = ()

@@ -140,6 +140,35 @@ class TransferResult(Value):
     note: str = ""
 
 
+class DefenseResult(Value):
+    """What one defense did against one seed's attack.
+
+    Attributes:
+        name: unique in the record: the kind, numbered where there are several of it.
+        kind, role: of the component.
+        why_not: why it does not apply here; then there is nothing else.
+        metrics: detection (``auroc``, ``tpr_at_5``, ...) or the values that its role has.
+        model: name of the model in the sample table that reads through it, where it has one.
+        seconds: wall time of fitting and judging.
+        clean_slices: clean slices or scans that it was fitted on.
+        held_out: calibration patients behind its p-values.
+        adaptive: kinds of attacks made to get past it; empty means "not adaptively evaluated".
+        details: plain facts.
+    """
+
+    name: str
+    kind: str
+    role: str
+    why_not: str = ""
+    metrics: dict[str, Estimate] = Field(default_factory=dict)
+    model: str = ""
+    seconds: float = 0.0
+    clean_slices: int = 0
+    held_out: int = 0
+    adaptive: tuple[str, ...] = ()
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
 class SeedResult(Value):
     """Everything one seed gave.
 
@@ -155,6 +184,7 @@ class SeedResult(Value):
     transfer: tuple[TransferResult, ...] = ()
     curves: dict[str, list[dict[str, float]]] = Field(default_factory=dict)
     cost: Cost = Cost()
+    defenses: tuple[DefenseResult, ...] = ()
 
     def metric(self, model: str, input: str, name: str) -> Estimate | None:
         """One estimate, or None where the condition was not run."""

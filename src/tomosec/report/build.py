@@ -12,7 +12,7 @@ from markupsafe import Markup
 from tomosec.errors import InputError
 from tomosec.files import write_text
 from tomosec.record import Record, Severity, Store
-from tomosec.report import examples, narrative, overview, settings, studies, tables, transfer, wording
+from tomosec.report import defenses, examples, narrative, overview, settings, studies, tables, transfer, wording
 from tomosec.report.figures import Point, Row, interval_plot, learning_curve
 from tomosec.report.page import render
 from tomosec.report.tables import Table
@@ -48,6 +48,7 @@ class Section:
     patients: Table | None
     controls: Table | None
     transfer: Table | None
+    defenses: Table | None
     stealth: Table | None
     strength: Table | None
     data: Table | None
@@ -136,6 +137,7 @@ def _section(record: Record, folder: Path, number: int, most: int) -> Section:
         patients=tables.patients_table(record),
         controls=tables.controls_table(record) if scored and attacked else None,
         transfer=transfer.transfer_table(record),
+        defenses=defenses.defenses_table(record),
         stealth=tables.stealth_table(record) if any(seed.stealth for seed in record.seeds) else None,
         strength=tables.strength_table(record),
         data=settings.data_table(record),

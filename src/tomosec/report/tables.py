@@ -149,7 +149,8 @@ def _seed_head(record: Record, first: str) -> tuple[str, ...]:
 
 def controls_table(record: Record) -> Table:
     """Rows are models, columns what each was shown; every row says in a sentence what it is for."""
-    models = list(dict.fromkeys(model for model, _ in conditions(record)))
+    # Models behind a defense have a table of their own.
+    models = list(dict.fromkeys(model for model, _ in conditions(record) if "+" not in model))
     columns = [
         ("Accuracy, clean scans", "clean", "accuracy"),
         ("ASR, scans with the trigger", "triggered", "asr"),

@@ -148,7 +148,10 @@ DASH = "–"
 
 
 def model(name: str) -> str:
-    """A model's name for people."""
+    """A model's name for people; ``attacked+fine-tuning`` reads through a defense."""
+    name, _, defense = name.partition("+")
+    if defense:
+        return f"{model(name)} behind {defense}"
     return MODELS.get(name, name.replace("-", " ").capitalize())
 
 

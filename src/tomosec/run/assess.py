@@ -70,7 +70,7 @@ def untested(record: Record) -> tuple[str, ...]:
     out += [
         f"other scanners, kernels, doses and reconstructions than {tested}; a trigger may or may not carry over",
         _other_physics(experiment),
-        "defenses: none was run, so nothing is said about whether anybody would notice",
+        *_defenses(record),
         "how visible the change is to a radiologist: HU, PSNR and SSIM are no reader study",
         _other_attackers(experiment),
     ]
@@ -85,6 +85,16 @@ def untested(record: Record) -> tuple[str, ...]:
     if len(experiment.get("seeds", ())) < 3:
         out.append("variation over seeds: fewer than three were run")
     return tuple(out)
+
+
+def _defenses(record: Record) -> list[str]:
+    """Whether anybody looked, and with what no adaptive attacker was met."""
+    results = {result.name: result for seed in record.seeds for result in seed.defenses if not result.why_not}
+    if not results:
+        return ["defenses: none was run, so nothing is said about whether anybody would notice"]
+    attack = (record.experiment.get("attack") or {}).get("kind", "")
+    naive = [name for name, result in results.items() if attack not in result.adaptive]
+    return [f"attackers who adapt to {', '.join(naive)}: this attack was not made to get past them"] if naive else []
 
 
 def _other_physics(experiment: Mapping[str, Any]) -> str:

@@ -15,12 +15,12 @@ from tomosec.files import write_text
 from tomosec.metrics.statistics import SeedSummary, over_seeds
 from tomosec.metrics.table import SampleTable, input_at
 from tomosec.progress import Progress, SilentProgress
-from tomosec.record import DataSummary, Physics, Record, SeedResult, Store, now
+from tomosec.record import Condition, DataSummary, Physics, Record, SeedResult, Store, now
 from tomosec.run.artifacts import Artifacts
 from tomosec.run.assess import severity, untested
 from tomosec.run.chain import Chain, build_chain, identify
 from tomosec.run.provenance import provenance
-from tomosec.run.score import conditions
+from tomosec.run.score import conditions, with_effectiveness
 from tomosec.run.seed import SeedRun, SeedRunner
 from tomosec.run.transfer import build_settings
 from tomosec.tensorfile import write_tensors
@@ -141,14 +141,15 @@ def rescore(store: Store, experiment_id: str) -> Record:
         )
     classes = record.data.classes
     target, sources = Goal.model_validate(record.experiment["threat"]["goal"]).indices(classes)
-    seeds = tuple(
-        seed.model_copy(update={"conditions": conditions(table.select(seed=seed.seed), classes, target, sources)})
-        for seed in record.seeds
-    )
+    seeds = tuple(_rescored(seed, conditions(table.select(seed=seed.seed), classes, target, sources)) for seed in record.seeds)
     updated = record.model_copy(update={"seeds": seeds, "summary": summarise(seeds)})
     updated = updated.model_copy(update={"severity": severity(updated)})
     store.write(updated)
     return updated
+
+
+def _rescored(seed: SeedResult, measured: tuple[Condition, ...]) -> SeedResult:
+    return seed.model_copy(update={"conditions": measured, "defenses": with_effectiveness(seed.defenses, measured)})
 
 
 def summarise(seeds: tuple[SeedResult, ...]) -> dict[str, SeedSummary]:
@@ -165,6 +166,9 @@ def summarise(seeds: tuple[SeedResult, ...]) -> dict[str, SeedSummary]:
             values.setdefault(f"stealth/{name}", {})[seed.seed] = estimate.value
         for name, estimate in seed.random_stealth.items():
             values.setdefault(f"random_stealth/{name}", {})[seed.seed] = estimate.value
+        for defense in seed.defenses:
+            for name, estimate in defense.metrics.items():
+                values.setdefault(f"defense/{defense.name}/{name}", {})[seed.seed] = estimate.value
         for there in seed.transfer:
             for name, estimate in there.stealth.items():
                 values.setdefault(f"{input_at('stealth', there.setting)}/{name}", {})[seed.seed] = estimate.value

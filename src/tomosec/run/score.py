@@ -11,9 +11,10 @@ from tomosec.metrics.attack import (
     patient_attack_success_rate,
     robust_accuracy,
 )
+from tomosec.metrics.detection import defense_effectiveness
 from tomosec.metrics.statistics import Estimate
 from tomosec.metrics.table import SampleTable, input_at, split_input
-from tomosec.record import Condition
+from tomosec.record import Condition, DefenseResult
 
 #: Inputs that carry a trigger, real or random; the others are measured by how well they are classified.
 TRIGGERED_INPUTS = ("triggered", "random")
@@ -53,3 +54,26 @@ def _attack_metrics(
         "patient_asr": patient_attack_success_rate(rows, target, sources, class_names=classes, clean=clean),
         "robust_accuracy": robust_accuracy(rows, target, sources, class_names=classes),
     }
+
+
+def with_effectiveness(results: Sequence[DefenseResult], measured: Sequence[Condition]) -> tuple[DefenseResult, ...]:
+    """Add the defense effectiveness rating, ``der``, to defenses that a model reads through."""
+    values = {
+        (condition.model, condition.input, name): estimate.value
+        for condition in measured
+        for name, estimate in condition.metrics.items()
+    }
+    out = []
+    for result in results:
+        before, after = (
+            [values.get((model, shown, metric)) for shown, metric in (("triggered", "asr"), ("clean", "accuracy"))]
+            for model in ("attacked", result.model)
+        )
+        known = [value for value in (*before, *after) if value is not None]
+        if result.model and len(known) == 4:
+            asr_before, ca_before, asr_after, ca_after = known
+            der = defense_effectiveness(asr_before=asr_before, asr_after=asr_after, ca_before=ca_before, ca_after=ca_after)
+            estimate = Estimate(value=der, n=1, patients=0, note="from four rates, without an interval")
+            result = result.model_copy(update={"metrics": {**result.metrics, "der": estimate}})
+        out.append(result)
+    return tuple(out)

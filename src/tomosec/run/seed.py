@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,17 +13,20 @@ from tomosec.analysis.networks import Classifier
 from tomosec.attacks.base import Attack, AttackContext
 from tomosec.attacks.noise import random_phases, white_pattern
 from tomosec.attacks.poisoning import Poison
+from tomosec.defenses.base import Defense
 from tomosec.errors import InputError, NotApplicable
 from tomosec.metrics.attack import attack_success_rate
 from tomosec.metrics.table import SampleTable
 from tomosec.pipeline import Injection, Pipeline
 from tomosec.progress import Progress
-from tomosec.record import Cost, SeedResult, Strength, TransferResult
+from tomosec.record import Cost, DefenseResult, SeedResult, Strength, TransferResult
 from tomosec.run.artifacts import Artifact, Artifacts
 from tomosec.run.chain import Chain, reconstructed_samples
+from tomosec.run.defend import evaluate_defenses
 from tomosec.run.evaluate import Examples, examples, predict, predict_images, stealth
+from tomosec.run.granted import UnderAttack
 from tomosec.run.memory import StageMemory, peak_memory_mb
-from tomosec.run.score import conditions
+from tomosec.run.score import conditions, with_effectiveness
 from tomosec.run.strength import Scaled, Scaler
 from tomosec.run.transfer import read_at
 from tomosec.run.victims import TrainedModel, Trainer
@@ -56,6 +59,7 @@ class SeedRunner:
         self._scaler = Scaler(chain, seed)
         self._settings = settings or {}
         self._transfer: list[TransferResult] = []
+        self._defenses: list[DefenseResult] = []
         self._tables: list[SampleTable] = []
         self._models: dict[str, TrainedModel] = {}
         self._trigger_artifact: Artifact | None = None
@@ -80,6 +84,7 @@ class SeedRunner:
                 self._show(self._models[model].network, at_test, model=model, shown="triggered")
         random = self._controls(chosen, clean)
         self._read_at_settings(at_test.trigger)
+        self._defend(chosen.injection, at_test)
         return self._measured(chosen, tried, at_test, random)
 
     def _measured(self, chosen: Scaled, tried: list[dict[str, float]], at_test: Injection, random: Injection) -> SeedRun:
@@ -114,6 +119,25 @@ class SeedRunner:
             self._test, network, lambda positions: self._test.attenuation(positions) * circle, model="clean", shown="unscanned"
         )
         self._tables.append(images)
+
+    def _defend(self, trained: Injection, at_test: Injection) -> None:
+        """Measure the experiment's defenses against this seed's attack."""
+        if not self._experiment.defenses:
+            return
+        attack = UnderAttack(
+            chain=self._chain,
+            seed=self._seed,
+            train=self._chain.samples("train", self._seed),
+            validation=self._validation,
+            test=self._test,
+            clean=self._models["clean"].network,
+            attacked=self._models["attacked"].network,
+            trigger=at_test,
+            poison=Poison.of(cast(Attack, self._experiment.attack), trained),
+            progress=self._progress,
+        )
+        tables, self._defenses = evaluate_defenses(cast(Sequence[Defense], self._experiment.defenses), attack)
+        self._tables += tables
 
     def _read_at_settings(self, trigger: Trigger | None) -> None:
         """Let the clean and the attacked model read the test slices at the transfer settings."""
@@ -269,13 +293,14 @@ class SeedRunner:
 
     def _result(self, **fields: Any) -> SeedResult:
         chain = self._chain
-        table = SampleTable.concat(self._tables)
+        measured = conditions(SampleTable.concat(self._tables), chain.classes, chain.target, chain.sources)
         return SeedResult(
             seed=self._seed,
-            conditions=conditions(table, chain.classes, chain.target, chain.sources),
+            conditions=measured,
             curves={role: model.curves for role, model in self._models.items()},
             cost=self._cost(),
             transfer=tuple(self._transfer),
+            defenses=with_effectiveness(self._defenses, measured),
             **fields,
         )
 

@@ -1,0 +1,85 @@
+"""Fine-pruning: channels that sleep on clean slices may be those that wait for a trigger."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tomosec.analysis.networks import Classifier
+from tomosec.defenses._finetuning import finetune
+from tomosec.defenses._layers import channels, copied, finished, has_feature_maps, logits, mean_activation, neuron_layers, scaled
+from tomosec.defenses._samples import LabeledImages, gather, insist, missing_classes
+from tomosec.defenses.base import ModelContext, Need, Repair, ScanContext, TrainingContext
+
+
+class FinePruning(Repair):
+    """Pruning of the last convolution's channels that are least active on clean slices, then fine-tuning.
+
+    Channels go one step at a time, those with the lowest mean activation first, for as long as the accuracy on the clean slices
+    stays within the tolerance. A pruned channel gives 0 and stays pruned while the rest is fine-tuned. Activation is that after a
+    ReLU, before whatever a residual connection adds.
+
+    Attributes:
+        tolerance: accuracy on the clean slices that may be lost by pruning.
+        step: share of the channels that is pruned at once.
+        epochs, batch_size, learning_rate: of the fine-tuning.
+    """
+
+    kind: Literal["fine-pruning"] = "fine-pruning"
+    version: Literal[1] = 1
+    needs: ClassVar[frozenset[Need]] = frozenset({"weights", "gradients", "clean-samples", "feature-maps"})
+    source: ClassVar[str] = "Liu et al., RAID 2018"
+
+    tolerance: float = Field(0.1, ge=0, lt=1)
+    step: float = Field(0.01, gt=0, le=1)
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(32, ge=2)
+    learning_rate: float = Field(0.01, gt=0)
+
+    def why_not(self, context: ScanContext | ModelContext | TrainingContext) -> str:
+        """It needs a convolution, and clean slices of every class."""
+        if not isinstance(context, ModelContext):
+            return ""
+        return missing_classes(context) if has_feature_maps(context.network) else "needs a convolution, and the network has none"
+
+    def repair(self, context: ModelContext) -> Classifier:
+        """Prune and fine-tune a copy."""
+        kind = insist(self, context)
+        network, clean = copied(context.network, context.device), gather(context.clean, context.device)
+        layer = neuron_layers(network)[-1]
+        keep = self._pruned(network, layer, clean).to(context.device)
+
+        def objective(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return F.cross_entropy(logits(module, batch[0], scaled(network, layer, keep, keep)), batch[1])
+
+        finetune(
+            network, clean, context, kind, objective=objective,
+            epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
+        )  # fmt: skip
+        network.load_state_dict({**network.state_dict(), **scaled(network, layer, keep, keep)})
+        return finished(network)
+
+    def _pruned(self, network: Classifier, layer: str, clean: LabeledImages) -> Tensor:
+        """(channels,) 1 for what stays and 0 for what goes."""
+        order = mean_activation(network, layer, (images for images, _ in clean.chunks())).argsort(stable=True)
+        count = channels(network, layer)
+        step, best = max(1, round(self.step * count)), torch.ones(count)
+        least = _accuracy(network, clean, {}) - self.tolerance
+        for gone in range(step, count, step):
+            keep = torch.ones(count)
+            keep[order[:gone]] = 0
+            factors = keep.to(clean.device)
+            if _accuracy(network, clean, scaled(network, layer, factors, factors)) < least:
+                break
+            best = keep
+        return best
+
+
+@torch.no_grad()
+def _accuracy(network: Classifier, clean: LabeledImages, weights: dict[str, Tensor]) -> float:
+    right = sum(int((logits(network, images, weights).argmax(1) == targets).sum()) for images, targets in clean.chunks())
+    return right / len(clean)

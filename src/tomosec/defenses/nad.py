@@ -1,0 +1,80 @@
+"""Neural attention distillation: a fine-tuned teacher shows the network where to look."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tomosec.analysis.networks import Classifier
+from tomosec.defenses._finetuning import finetune
+from tomosec.defenses._layers import copied, feature_maps, finished, has_feature_maps
+from tomosec.defenses._samples import gather, insist, missing_classes
+from tomosec.defenses.base import ModelContext, Need, Repair, ScanContext, TrainingContext
+
+
+class NeuralAttentionDistillation(Repair):
+    """Fine-tuning whose attention maps follow those of a network that was fine-tuned before.
+
+    Attention at a resolution is the sum over channels of |features|^p, of L2 norm 1 over the image. The loss adds, with the
+    weights beta, the mean squared difference to the teacher's at the last three resolutions of the network.
+
+    Attributes:
+        power: p.
+        betas: weights of the last three resolutions, fine to coarse; a network with fewer uses the last of them.
+        teacher_epochs: of the teacher's fine-tuning.
+        epochs, batch_size, learning_rate: of the distillation; the teacher's batches and rate are the same.
+    """
+
+    kind: Literal["nad"] = "nad"
+    version: Literal[1] = 1
+    needs: ClassVar[frozenset[Need]] = frozenset({"weights", "gradients", "clean-samples", "feature-maps"})
+    source: ClassVar[str] = "Li et al., ICLR 2021"
+
+    power: float = Field(2.0, gt=0)
+    betas: tuple[float, float, float] = (500.0, 1000.0, 1000.0)
+    teacher_epochs: int = Field(10, ge=1)
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(32, ge=2)
+    learning_rate: float = Field(0.01, gt=0)
+
+    def why_not(self, context: ScanContext | ModelContext | TrainingContext) -> str:
+        """It needs feature maps, and clean slices of every class."""
+        if not isinstance(context, ModelContext):
+            return ""
+        return missing_classes(context) if has_feature_maps(context.network) else "needs feature maps, and the network has none"
+
+    def repair(self, context: ModelContext) -> Classifier:
+        """Fine-tune a teacher, and distill it into a copy of the given network."""
+        kind = insist(self, context)
+        clean = gather(context.clean, context.device)
+        teacher, student = (copied(context.network, context.device) for _ in range(2))
+        finetune(
+            teacher, clean, context, f"{kind}-teacher",
+            epochs=self.teacher_epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
+        )  # fmt: skip
+        finished(teacher)
+
+        def objective(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            images, targets = batch
+            outputs, maps = feature_maps(student, images)
+            with torch.no_grad():
+                _, wanted = feature_maps(teacher, images)
+            loss = F.cross_entropy(outputs, targets)
+            used = min(len(maps), len(self.betas))
+            for beta, mine, its in zip(self.betas[-used:], maps[-used:], wanted[-used:], strict=True):
+                loss = loss + beta * (self._attention(mine) - self._attention(its)).square().mean()
+            return loss
+
+        finetune(
+            student, clean, context, kind, objective=objective,
+            epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
+        )  # fmt: skip
+        return finished(student)
+
+    def _attention(self, maps: Tensor) -> Tensor:
+        """(B, h * w) of features (B, C, h, w)."""
+        return F.normalize(maps.abs().pow(self.power).sum(1).flatten(1), dim=1, eps=1e-6)

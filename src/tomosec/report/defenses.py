@@ -1,0 +1,119 @@
+"""What each defense did, as a table: detection, what is left of the attack behind it, what it needed and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tomosec.record import DefenseResult, Record
+from tomosec.report import wording
+from tomosec.report.tables import Cell, Footnotes, Table, estimate_cell
+
+ROLES = {
+    "scan-detector": "detects scans",
+    "scan-set-detector": "detects sets of scans",
+    "scan-purifier": "purifies scans",
+    "input-detector": "detects images",
+    "prediction-wrapper": "predicts otherwise",
+    "inspector": "inspects the network",
+    "repair": "repairs the network",
+    "sample-filter": "filters training slices",
+    "training-defense": "trains otherwise",
+}
+#: Metrics of a defense: title, name.
+DETECTION = (
+    ("AUROC", "auroc"),
+    ("Detected at 5% false alarms", "tpr_at_5"),
+    ("False alarms there", "fpr_at_5"),
+    ("Detected at 1% false alarms", "tpr_at_1"),
+)
+
+_RATES = (("triggered", "asr"), ("clean", "accuracy"))
+
+
+def defenses_table(record: Record) -> Table | None:
+    """A row per defense; None where none was asked for."""
+    names = list(dict.fromkeys(result.name for seed in record.seeds for result in seed.defenses))
+    if not names:
+        return None
+    notes, rows = Footnotes(), list[tuple[Cell, ...]]()
+    for name in names:
+        results = [result for seed in record.seeds for result in seed.defenses if result.name == name]
+        first = results[0]
+        title = Cell(name, ROLES.get(first.role, first.role))
+        applicable = [result for result in results if not result.why_not]
+        if not applicable:
+            rows.append((title, Cell("not applicable" + notes.mark(first.why_not)), *[Cell(wording.DASH)] * (len(DETECTION) + 5)))
+            continue
+        detection = [_detection(applicable, metric, notes) for _, metric in DETECTION]
+        after = [
+            _condition(record, first.model, shown, metric, notes)
+            for shown, metric in (("triggered", "asr"), ("clean", "accuracy"))
+        ]
+        der = _mean_of(applicable, "der", notes)
+        others = "; ".join(_other(applicable, metric) for metric in _others(applicable))
+        seconds = [result.seconds for result in applicable]
+        used = max(result.clean_slices for result in applicable)
+        rows.append(
+            (
+                title,
+                Cell("evaluated adaptively" if first.adaptive else "not adaptively evaluated", ", ".join(first.adaptive)),
+                *detection,
+                *after,
+                der,
+                Cell(others or wording.DASH),
+                Cell(wording.duration(sum(seconds) / len(seconds)), f"{wording.plural(used, 'clean slice')}" if used else ""),
+            )
+        )
+    head = ("Defense", "Adaptive attack", *(title for title, _ in DETECTION), "ASR behind it", "Clean accuracy behind it")
+    without = [_condition(record, "attacked", *what, Footnotes()).text for what in _RATES]
+    said = (
+        f"Without a defense: ASR {without[0]}, clean accuracy {without[1]}. Clean data for fitting are validation slices; "
+        "thresholds come from them alone. Detection is of triggered source slices among the same slices without the trigger. DER "
+        "is 0.5 where a defense changes nothing, 1 at best. A defense without an adaptive attack may fail against one made for it."
+    )
+    return Table("Would anyone notice?", (*head, "DER", "Other", "Time"), tuple(rows), (said, *notes.lines()))
+
+
+def _detection(results: Sequence[DefenseResult], metric: str, notes: Footnotes) -> Cell:
+    found = [result.metrics[metric] for result in results if metric in result.metrics]
+    if not found:
+        return Cell(wording.DASH)
+    if len(found) == 1:
+        return estimate_cell(metric, found[0], notes, with_n=False)
+    return _mean_of(results, metric, notes)
+
+
+def _mean_of(results: Sequence[DefenseResult], metric: str, notes: Footnotes) -> Cell:
+    values = [e.value for result in results if (e := result.metrics.get(metric)) is not None and e.value is not None]
+    if not values:
+        reason = next((e.note for result in results if (e := result.metrics.get(metric)) is not None), "")
+        return Cell(wording.DASH + notes.mark(reason))
+    mean = sum(values) / len(values)
+    said = wording.between(wording.value(metric, min(values)), wording.value(metric, max(values)))
+    return Cell(wording.value(metric, mean), said if len(values) > 1 else "", mean)
+
+
+def _others(results: Sequence[DefenseResult]) -> list[str]:
+    shown = {metric for _, metric in DETECTION} | {"der", "fpr_at_1"}
+    return list(dict.fromkeys(name for result in results for name in result.metrics if name not in shown))
+
+
+def _other(results: Sequence[DefenseResult], metric: str) -> str:
+    values = [e.value for result in results if (e := result.metrics.get(metric)) is not None and e.value is not None]
+    title = wording.metric(metric)
+    if not values:
+        return f"{title} {wording.DASH}"
+    low, high = wording.value(metric, min(values)), wording.value(metric, max(values))
+    return f"{title} {low if low == high else wording.between(low, high)}"
+
+
+def _condition(record: Record, model: str, shown: str, metric: str, notes: Footnotes) -> Cell:
+    if not model:
+        return Cell(wording.DASH)
+    found = [e for seed in record.seeds if (e := seed.metric(model, shown, metric)) is not None]
+    if len(found) == 1:
+        return estimate_cell(metric, found[0], notes, with_n=False)
+    summary = record.summary.get(f"{model}/{shown}/{metric}")
+    if summary is None or summary.mean is None:
+        return Cell(wording.DASH)
+    return Cell(wording.value(metric, summary.mean), wording.spread(metric, summary), summary.mean)

@@ -1,0 +1,369 @@
+"""What defenses do against one seed's attack: each is fitted on what its role is granted, then judged on the test slices.
+
+Clean data for fitting and calibration are the validation slices; thresholds come from them alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from tomosec.analysis.networks import Classifier
+from tomosec.defenses.base import (
+    Defense,
+    InputDetector,
+    Inspector,
+    ModelContext,
+    PredictionWrapper,
+    Repair,
+    SampleFilter,
+    ScanContext,
+    ScanDetector,
+    ScanPurifier,
+    Scans,
+    ScanSetDetector,
+    TrainingContext,
+    TrainingDefense,
+)
+from tomosec.errors import NotApplicable
+from tomosec.metrics.attack import auroc_estimate
+from tomosec.metrics.detection import detection_metrics
+from tomosec.metrics.statistics import Estimate
+from tomosec.metrics.table import SampleTable
+from tomosec.pipeline import Injection
+from tomosec.record import DefenseResult
+from tomosec.run.chain import BATCH, MeasuredSamples
+from tomosec.run.granted import MeasuredScans, UnderAttack, model_context, scan_context, training_context
+
+#: Sizes of the sets that set detectors judge; sets are of scans of different patients as far as there are.
+SET_SIZES = (10, 30)
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What a role's evaluation leaves."""
+
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    tables: list[SampleTable] = field(default_factory=list)
+    model: str = ""
+    clean_slices: int = 0
+    held_out: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def evaluate_defenses(defenses: Sequence[Defense], attack: UnderAttack) -> tuple[list[SampleTable], list[DefenseResult]]:
+    """Fit every defense and measure it; one that does not apply says why, and the others go on.
+
+    Returns:
+        Rows of the models that read through a defense, named ``attacked+NAME``; and a result per defense.
+    """
+    tables: list[SampleTable] = []
+    results: list[DefenseResult] = []
+    kinds = [str(cast(Any, defense).kind) for defense in defenses]
+    for index, (defense, kind) in enumerate(zip(defenses, kinds, strict=True)):
+        number = kinds[:index].count(kind) + 1
+        name = f"{kind}-{number}" if kinds.count(kind) > 1 else kind
+        attack.progress.message(f"Defense {name} (seed {attack.seed})")
+        facts = {"name": name, "kind": kind, "role": defense.role, "adaptive": tuple(sorted(defense.adaptive))}
+        begun = time.perf_counter()
+        try:
+            outcome = _evaluate(defense, name, attack)
+        except NotApplicable as reason:
+            results.append(DefenseResult(**facts, why_not=str(reason)))
+            continue
+        tables += outcome.tables
+        results.append(
+            DefenseResult(
+                **facts,
+                metrics=outcome.metrics,
+                model=outcome.model,
+                seconds=time.perf_counter() - begun,
+                clean_slices=outcome.clean_slices,
+                held_out=outcome.held_out,
+                details=outcome.details,
+            )
+        )
+    return tables, results
+
+
+def _evaluate(defense: Defense, name: str, attack: UnderAttack) -> _Outcome:
+    for role, evaluate in _ROLES.items():
+        if isinstance(defense, role):
+            return evaluate(defense, name, attack)
+    raise NotApplicable(f"{name}: role {defense.role!r} is not known to this runner")
+
+
+def _require(defense: Defense, context: ScanContext | ModelContext | TrainingContext) -> None:
+    if reason := defense.why_not(context):
+        raise NotApplicable(reason)
+
+
+def _sources(attack: UnderAttack) -> tuple[int, ...]:
+    """Test slices of the attacked classes: those that a trigger is for."""
+    return tuple(i for i, target in enumerate(attack.test.targets) if target in attack.chain.sources)
+
+
+def _who(attack: UnderAttack, positions: Sequence[int]) -> tuple[list[str], list[int]]:
+    return [attack.test.entries[i].patient for i in positions], [attack.test.targets[i] for i in positions]
+
+
+def _detector(defense: ScanDetector, name: str, attack: UnderAttack) -> _Outcome:
+    context = scan_context(attack)
+    _require(defense, context)
+    detection, positions = defense.calibrate(context), _sources(attack)
+    scores: list[Tensor] = []
+    p_values: list[Tensor | None] = []
+    for trigger in (None, attack.trigger):
+        parts = [detection.judge(scans) for scans in MeasuredScans(attack.chain, attack.test, positions, trigger).batches(BATCH)]
+        scores.append(torch.cat([part.score.cpu() for part in parts]))
+        found = [part.p_value for part in parts]
+        p_values.append(torch.cat([p.cpu() for p in found if p is not None]) if all(p is not None for p in found) else None)
+    patients, targets = _who(attack, positions)
+    metrics = detection_metrics(
+        scores[0].numpy(),
+        scores[1].numpy(),
+        patients,
+        targets,
+        clean_p=None if p_values[0] is None else p_values[0].numpy(),
+        triggered_p=None if p_values[1] is None else p_values[1].numpy(),
+        held_out=detection.held_out,
+        class_names=attack.chain.classes,
+    )
+    return _Outcome(metrics, clean_slices=len(context.clean), held_out=detection.held_out)
+
+
+def _set_detector(defense: ScanSetDetector, name: str, attack: UnderAttack) -> _Outcome:
+    context = scan_context(attack)
+    _require(defense, context)
+    detection = defense.calibrate(context)
+    # One slice per patient first, so that a set is of as many patients as there are.
+    seen: dict[str, int] = {}
+    ranked = []
+    for i in _sources(attack):
+        patient = attack.test.entries[i].patient
+        ranked.append((seen.get(patient, 0), i))
+        seen[patient] = seen.get(patient, 0) + 1
+    ordered = [i for _, i in sorted(ranked)]
+    sets: list[dict[str, Any]] = []
+    for size in SET_SIZES:
+        for start in range(0, len(ordered) - size + 1, size):
+            chosen = tuple(ordered[start : start + size])
+            for shown, trigger in (("clean", None), ("triggered", attack.trigger)):
+                verdict = detection.judge(MeasuredScans(attack.chain, attack.test, chosen, trigger))
+                sets.append(
+                    {"scans": size, "input": shown, "score": verdict.score, "p_value": verdict.p_value, "reason": verdict.reason}
+                )
+    metrics = {}
+    for size in SET_SIZES:
+        for shown in ("clean", "triggered"):
+            found = [item["p_value"] for item in sets if item["scans"] == size and item["input"] == shown]
+            flagged = [p <= 0.05 for p in found if p is not None]
+            value = sum(flagged) / len(flagged) if flagged else None
+            rate = "tpr" if shown == "triggered" else "fpr"
+            note = f"{len(flagged)} sets of {size} scans" if flagged else "no verdict"
+            metrics[f"{rate}_at_5_of_{size}"] = Estimate(value=value, n=len(flagged) * size, patients=len(seen), note=note)
+    return _Outcome(metrics, clean_slices=len(context.clean), details={"sets": sets})
+
+
+def _rows(attack: UnderAttack, model: str, shown: str, predict: Callable[[list[int]], Tensor]) -> SampleTable:
+    """Rows of all test slices; ``predict`` gives class probabilities for positions."""
+    scores = [
+        predict(list(range(start, min(start + BATCH, len(attack.test))))).double().cpu()
+        for start in range(0, len(attack.test), BATCH)
+    ]
+    return SampleTable.from_predictions(
+        seed=attack.seed,
+        model=model,
+        input=shown,
+        samples=[entry.key for entry in attack.test.entries],
+        patients=[entry.patient for entry in attack.test.entries],
+        targets=attack.test.targets,
+        scores=torch.cat(scores).numpy(),
+    )
+
+
+def _shown(attack: UnderAttack) -> tuple[tuple[str, Injection | None], ...]:
+    return ("clean", None), ("triggered", attack.trigger)
+
+
+def _scans(attack: UnderAttack, positions: Sequence[int], trigger: Injection | None) -> Scans:
+    (scans,) = MeasuredScans(attack.chain, attack.test, tuple(positions), trigger).batches(len(positions))
+    return scans
+
+
+@torch.no_grad()
+def _purifier(defense: ScanPurifier, name: str, attack: UnderAttack) -> _Outcome:
+    if attack.trigger.trigger.domain == "image":
+        raise NotApplicable("the attack changes images, and this defense measured data")
+    context = scan_context(attack)
+    _require(defense, context)
+    purification, imaging = defense.fit(context), attack.chain.imaging
+    tables = []
+    for model, network in (("clean", attack.clean), ("attacked", attack.attacked)):
+        for shown, trigger in _shown(attack):
+
+            def predict(positions: list[int], trigger: Injection | None = trigger, network: Classifier = network) -> Tensor:
+                purified = purification.purify(_scans(attack, positions, trigger))
+                return network.predict(imaging.reconstruct(purified))[1]
+
+            if model == "attacked" or trigger is None:
+                tables.append(_rows(attack, f"{model}+{name}", shown, predict))
+    return _Outcome(tables=tables, model=f"attacked+{name}", clean_slices=len(context.clean))
+
+
+def _wrapper(defense: PredictionWrapper, name: str, attack: UnderAttack) -> _Outcome:
+    if attack.trigger.trigger.domain == "image":
+        raise NotApplicable("the attack changes images, and this defense measured data")
+    context = model_context(attack, attack.attacked)
+    _require(defense, context)
+    prediction = defense.fit(context)
+    tables, suspicion = [], []
+    for shown, trigger in _shown(attack):
+        found: list[Tensor] = []
+
+        def predict(positions: list[int], trigger: Injection | None = trigger, found: list[Tensor] = found) -> Tensor:
+            scans = _scans(attack, positions, trigger)
+            disagreement = prediction.suspicion(scans)
+            if disagreement is not None:
+                found.append(disagreement.double().cpu())
+            return prediction.predict(scans)[1]
+
+        tables.append(_rows(attack, f"attacked+{name}", shown, predict))
+        suspicion.append(torch.cat(found) if found else None)
+    metrics: dict[str, Estimate] = {}
+    if suspicion[0] is not None and suspicion[1] is not None:
+        chosen = list(_sources(attack))
+        patients, targets = _who(attack, chosen)
+        both = [item[chosen].numpy() for item in suspicion if item is not None]
+        metrics["auroc"] = detection_metrics(both[0], both[1], patients, targets, class_names=attack.chain.classes)["auroc"]
+    return _Outcome(metrics, tables, f"attacked+{name}", clean_slices=len(context.clean))
+
+
+def _input_detector(defense: InputDetector, name: str, attack: UnderAttack) -> _Outcome:
+    # Fitted on one half of the validation patients, p-values from the other.
+    patients = sorted({entry.patient for entry in attack.validation.entries})
+    first = set(patients[::2])
+    halves: tuple[list[int], list[int]] = ([], [])
+    for i, entry in enumerate(attack.validation.entries):
+        halves[entry.patient not in first].append(i)
+    context = model_context(attack, attack.attacked, halves[0])
+    _require(defense, context)
+    detection, positions = defense.fit(context), _sources(attack)
+
+    def score(samples: MeasuredSamples, chosen: Sequence[int], trigger: Injection | None) -> Tensor:
+        out = []
+        for start in range(0, len(chosen), BATCH):
+            clean, triggered = samples.pair(chosen[start : start + BATCH], 0, trigger)
+            out.append(detection.score(clean if triggered is None else triggered).double().cpu())
+        return torch.cat(out)
+
+    held = [score(attack.validation, halves[1], None)] if halves[1] else []
+    names = [attack.validation.entries[i].patient for i in halves[1]]
+    clean, triggered = (score(attack.test, positions, trigger) for _, trigger in _shown(attack))
+    who, targets = _who(attack, positions)
+    calibration = _patient_p(held[0], names) if held else None
+    metrics = detection_metrics(
+        clean.numpy(),
+        triggered.numpy(),
+        who,
+        targets,
+        clean_p=None if calibration is None else calibration(clean).numpy(),
+        triggered_p=None if calibration is None else calibration(triggered).numpy(),
+        held_out=len(set(names)),
+        class_names=attack.chain.classes,
+    )
+    return _Outcome(metrics, clean_slices=len(halves[0]), held_out=len(set(names)))
+
+
+def _patient_p(scores: Tensor, patients: Sequence[str]) -> Callable[[Tensor], Tensor]:
+    """p-values whose unit is the patient: each of a patient's m slices counts 1/m."""
+    weight = torch.tensor([1 / patients.count(name) for name in patients], dtype=torch.float64)
+    n = len(set(patients))
+
+    def p_values(found: Tensor) -> Tensor:
+        above = (scores[None, :] >= found[:, None]).double() @ weight
+        return ((1 + above) / (n + 1)).clamp(max=1.0)
+
+    return p_values
+
+
+def _inspector(defense: Inspector, name: str, attack: UnderAttack) -> _Outcome:
+    outcome = _Outcome()
+    for model, network in (("clean", attack.clean), ("attacked", attack.attacked)):
+        context = model_context(attack, network)
+        _require(defense, context)
+        found = defense.inspect(context)
+        # One network has one score; how well scores tell networks apart is a question of many, see the study.
+        outcome.metrics[f"score_{model}"] = Estimate(value=found.score, n=1, patients=0, note="one network")
+        outcome.details[model] = {"by_class": list(found.by_class), **found.details}
+        outcome.clean_slices = len(context.clean)
+    return outcome
+
+
+def _repair(defense: Repair, name: str, attack: UnderAttack) -> _Outcome:
+    tables, used = [], 0
+    for model, network in (("clean", attack.clean), ("attacked", attack.attacked)):
+        context = model_context(attack, network)
+        _require(defense, context)
+        repaired, used = defense.repair(context), len(context.clean)
+        tables += _network_rows(attack, f"{model}+{name}", repaired, triggered=model == "attacked")
+    return _Outcome(tables=tables, model=f"attacked+{name}", clean_slices=used)
+
+
+@torch.no_grad()
+def _network_rows(attack: UnderAttack, model: str, network: Classifier, *, triggered: bool) -> list[SampleTable]:
+    out = []
+    for shown, trigger in _shown(attack):
+        if trigger is not None and not triggered:
+            continue
+
+        def predict(positions: list[int], trigger: Injection | None = trigger) -> Tensor:
+            clean, changed = attack.test.pair(positions, 0, trigger)
+            return network.predict(clean if changed is None else changed)[1]
+
+        out.append(_rows(attack, model, shown, predict))
+    return out
+
+
+def _filter(defense: SampleFilter, name: str, attack: UnderAttack) -> _Outcome:
+    context, training = training_context(attack)
+    _require(defense, context)
+    scores = defense.suspicion(context).double().cpu()
+    poisoned = [i in training.poisoned for i in range(len(attack.train))]
+    patients = [entry.patient for entry in attack.train.entries]
+    labels = list(context.samples.targets)
+    if not any(poisoned):
+        raise NotApplicable("needs poisoned slices to be measured on, and this run has none (poison_rate 0)")
+    auroc = auroc_estimate(scores.numpy(), poisoned, patients, labels, class_names=attack.chain.classes)
+    count = sum(poisoned)
+    flagged = scores.argsort(descending=True, stable=True)[:count].tolist()
+    found = sum(poisoned[i] for i in flagged)
+    share = Estimate(
+        value=found / count, n=count, patients=len(set(patients)), note=f"among the {count} most suspicious of {len(scores)}"
+    )
+    return _Outcome({"auroc": auroc, "precision_at_poisoned": share}, clean_slices=0, details={"poisoned": count})
+
+
+def _training(defense: TrainingDefense, name: str, attack: UnderAttack) -> _Outcome:
+    context, _ = training_context(attack)
+    _require(defense, context)
+    network = defense.train(context)
+    return _Outcome(tables=_network_rows(attack, f"attacked+{name}", network, triggered=True), model=f"attacked+{name}")
+
+
+_ROLES: Mapping[type[Defense], Callable[[Any, str, UnderAttack], _Outcome]] = {
+    ScanDetector: _detector,
+    ScanSetDetector: _set_detector,
+    ScanPurifier: _purifier,
+    PredictionWrapper: _wrapper,
+    InputDetector: _input_detector,
+    Inspector: _inspector,
+    Repair: _repair,
+    SampleFilter: _filter,
+    TrainingDefense: _training,
+}
