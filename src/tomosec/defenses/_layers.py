@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tomosec.analysis.networks import Classifier
+from tomosec.defenses._samples import LabeledImages
 
 #: Layers with a factor and an offset per channel.
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
@@ -128,3 +129,10 @@ def has_feature_maps(network: Classifier) -> bool:
 def head(network: Classifier, features: Tensor) -> Tensor:
     """Logits of what :meth:`Classifier.representation` gives, for a network with a linear layer."""
     return cast(nn.Linear, last_linear(network))(features)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def accuracy(network: Classifier, clean: LabeledImages, weights: Mapping[str, Tensor] | None = None) -> float:
+    """Share of slices that are read as their label, with ``weights`` in place of the network's own where given."""
+    right = sum(int((logits(network, images, weights).argmax(1) == targets).sum()) for images, targets in clean.chunks())
+    return right / len(clean)

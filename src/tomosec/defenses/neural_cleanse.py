@@ -22,6 +22,8 @@ from tomosec.randomness import generator
 
 #: From this number of classes on, the median absolute deviation of their norms says something.
 _CLASSES_FOR_MAD = 5
+#: Pixels. A network that reads everything as one class needs no patch at all, and a norm of 0 has no ratio.
+_LEAST_NORM = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class NeuralCleanse(Inspector):
         found = self.reverse(context)
         norms = [trigger.norm for trigger in found]
         ordered = sorted(norms)
-        details = {"norms": norms, "success": [trigger.success for trigger in found]}
+        details: dict[str, object] = {"norms": norms, "success": [trigger.success for trigger in found]}
         if len(norms) >= _CLASSES_FOR_MAD:
             details["mad_index"] = _mad_index(norms)
         by_class = tuple(float(np.median([*norms[:k], *norms[k + 1 :]])) / norms[k] for k in range(len(norms)))
@@ -118,14 +120,19 @@ class NeuralCleanse(Inspector):
         best: tuple[Tensor, Tensor] | None = None
         best_norm = math.inf
         for _ in range(self.steps):
-            images, _ = others.batch(rng.integers(len(others), size=min(self.batch_size, len(others))).tolist(), 0) mask,
-            pattern = mask_logit.sigmoid(), _attenuation(pattern_logit) outputs = logits(network, (1 - mask) * images + mask *
-            pattern) loss = F.cross_entropy(outputs, torch.full((len(images),), target, device=clean.device))
-            optimizer.zero_grad() (loss + cost * scale * mask.sum()).backward()  # type: ignore[no-untyped-call]
-            optimizer.step() context.progress.advance(1) reached = float((outputs.argmax(1) == target).double().mean()) >=
-            self.success norm = float(mask.detach().sum()) if reached and norm < best_norm and _success(network, others,
-            mask.detach(), pattern.detach(), target) >= self.success:
-                best, best_norm = (mask.detach().clone(), pattern.detach().clone()), norm
+            images, _ = others.batch(rng.integers(len(others), size=min(self.batch_size, len(others))).tolist(), 0)
+            mask, pattern = mask_logit.sigmoid(), _attenuation(pattern_logit)
+            outputs = logits(network, (1 - mask) * images + mask * pattern)
+            loss = F.cross_entropy(outputs, torch.full((len(images),), target, device=clean.device))
+            optimizer.zero_grad()
+            (loss + cost * scale * mask.sum()).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            context.progress.advance(1)
+            reached = float((outputs.argmax(1) == target).double().mean()) >= self.success
+            found, norm = (mask.detach(), pattern.detach()), max(float(mask.detach().sum()), _LEAST_NORM)
+            # A batch is not all slices; to look at all of them for each small gain would take longer than the search.
+            if reached and norm < 0.97 * best_norm and _success(network, others, *found, target) >= self.success:
+                best, best_norm = found, norm
             rises, falls = (rises + 1, 0) if reached else (0, falls + 1)
             if rises >= self.patience:
                 cost, rises = cost * self.multiplier, 0
