@@ -130,9 +130,11 @@ class _Masks(nn.Module):
     """A factor for each neuron of a frozen network, which is no part of this module and keeps its mode."""
 
     def __init__(self, network: Classifier) -> None:
-        super().__init__() self._network = [network] self.layers = list(dict.fromkeys(neuron_layers(network))) device =
-        network.mean.device self.masks = nn.ParameterList([nn.Parameter(torch.ones(channels(network, name), device=device)) for
-        name in self.layers])
+        super().__init__()
+        self._network = [network]
+        self.layers = list(dict.fromkeys(neuron_layers(network)))
+        device = network.mean.device
+        self.masks = nn.ParameterList([nn.Parameter(torch.ones(channels(network, name), device=device)) for name in self.layers])
 
     @torch.no_grad()
     def clamp(self) -> None:
