@@ -101,15 +101,14 @@ def feature_maps(network: Classifier, images: Tensor) -> tuple[Tensor, list[Tens
 
     Differentiable. The list is empty for a network without convolutions.
     """
-    last: dict[tuple[int, int], Tensor] = {}
-    convolved: set[tuple[int, int]] = set()
+    runs: list[tuple[bool, Tensor]] = []  # of layers at one resolution: whether a convolution is among them, and the last output
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim == 4:
-            size = (output.shape[2], output.shape[3])
-            last[size] = output
-            if isinstance(module, nn.Conv2d):
-                convolved.add(size)
+            convolved = isinstance(module, nn.Conv2d)
+            if runs and runs[-1][1].shape[2:] == output.shape[2:]:
+                convolved = runs.pop()[0] or convolved
+            runs.append((convolved, output))
 
     leaves = [module for module in network.body.modules() if not any(True for _ in module.children())]
     handles = [leaf.register_forward_hook(note) for leaf in leaves]
@@ -118,7 +117,7 @@ def feature_maps(network: Classifier, images: Tensor) -> tuple[Tensor, list[Tens
     finally:
         for handle in handles:
             handle.remove()
-    return outputs, [maps for size, maps in last.items() if size in convolved]
+    return outputs, [maps for convolved, maps in runs if convolved]
 
 
 def has_feature_maps(network: Classifier) -> bool:
