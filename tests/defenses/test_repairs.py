@@ -27,9 +27,18 @@ REPAIRS = [
     {"kind": "fine-pruning", "learning_rate": 0.05, "epochs": 60},
     {"kind": "ft-sam", "learning_rate": 0.02, "epochs": 40, "rho": 0.5},
     {"kind": "nad", "learning_rate": 0.05},
-    {"kind": "anp", "steps": 60},
-    {"kind": "i-bau", "learning_rate": 0.03, "rounds": 10, "radius": 0.5},
-    {"kind": "bti-dbf", "learning_rate": 0.01, "rounds": 1, "bound": 0.5, "width": 4, "generator_epochs": 15, "mask_epochs": 10},
+    {"kind": "anp", "steps": 100},
+    {"kind": "i-bau", "learning_rate": 0.01, "rounds": 12},
+    {
+        "kind": "bti-dbf",
+        "learning_rate": 0.01,
+        "rounds": 1,
+        "bound": 0.5,
+        "width": 4,
+        "generator_epochs": 10,
+        "mask_epochs": 10,
+        "epochs": 15,
+    },
 ]
 
 

@@ -105,7 +105,6 @@ class AdversarialNeuronPruning(Repair):
             weight[neuron] = 0
             if accuracy(network, clean) < least:
                 weight[neuron] = before
-                break
 
     def _start(self, rng: np.random.Generator, mask: Tensor) -> Tensor:
         return torch.from_numpy(rng.uniform(-self.eps, self.eps, len(mask)).astype(np.float32)).to(mask.device)
