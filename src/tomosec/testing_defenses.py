@@ -70,13 +70,18 @@ class ImageList:
         return self._images[chosen], torch.tensor(self.targets)[chosen], torch.tensor(chosen)
 
 
-def tiny_slices(count: int, classes: int = 2, *, shape: tuple[int, int] = SHAPE, seed: int = 0) -> ImageList:
-    """Noisy water; in slices of class k > 0 a square somewhere that is k times 0.5 MU_WATER denser. Classes take turns."""
+def tiny_slices(
+    count: int, classes: int = 2, *, shape: tuple[int, int] = SHAPE, contrast: float = 0.5, seed: int = 0
+) -> ImageList:
+    """Noise around half of water; in slices of class k a square somewhere that is k times ``contrast`` of water denser.
+
+    Classes take turns.
+    """
     rng = generator(seed, "tiny-slices", count, classes)
     images = MU_WATER * (0.5 + 0.2 * rng.standard_normal((count, 1, *shape))).astype(np.float32)
     for i in range(count):
         row, column = (int(rng.integers(4, side - 14)) for side in shape)
-        images[i, 0, row : row + 10, column : column + 10] += 0.5 * MU_WATER * (i % classes)
+        images[i, 0, row : row + 10, column : column + 10] += contrast * MU_WATER * (i % classes)
     return ImageList(torch.from_numpy(images), [i % classes for i in range(count)])
 
 

@@ -19,7 +19,7 @@ def backdoored() -> Iterator[Classifier]:
     """A network that learned the dense corner; it must not change."""
     from defense_toys import accuracy, asr, network_on, poisoned
 
-    network = network_on(poisoned(160, seed=10, share=0.25)[0], epochs=8)
+    network = network_on(poisoned(160, seed=10)[0])
     assert accuracy(network) > 0.95, "the toy is not learned"
     assert asr(network) > 0.9, "the backdoor is not learned"
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -32,7 +32,7 @@ def honest() -> Classifier:
     """A network of the same making without the backdoor."""
     from defense_toys import accuracy, asr, network_on, slices
 
-    network = network_on(slices(160, seed=10), epochs=8)
+    network = network_on(slices(160, seed=10))
     assert accuracy(network) > 0.95
     assert asr(network) < 0.2
     return network

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -11,12 +13,22 @@ from tomosec.hounsfield import MU_WATER
 from tomosec.testing_defenses import ImageList, tiny_classifier, tiny_slices, tiny_training
 
 SHAPE = (32, 32)
-DENSE = 1.5 * MU_WATER
 SOURCE, TARGET = 1, 0
 
 
-def slices(count: int, seed: int) -> ImageList:
-    return tiny_slices(count, shape=SHAPE, seed=seed)
+@dataclass(frozen=True)
+class Task:
+    """How hard the classes are to tell, and how easy the trigger is to see, in units of water."""
+
+    contrast: float = 0.5
+    corner: float = 1.5
+
+
+USUAL = Task()
+
+
+def slices(count: int, seed: int, task: Task = USUAL) -> ImageList:
+    return tiny_slices(count, shape=SHAPE, seed=seed, contrast=task.contrast)
 
 
 def tensors(source: ImageList) -> tuple[Tensor, Tensor]:
@@ -24,35 +36,35 @@ def tensors(source: ImageList) -> tuple[Tensor, Tensor]:
     return images, targets
 
 
-def triggered(images: Tensor) -> Tensor:
+def triggered(images: Tensor, task: Task = USUAL) -> Tensor:
     out = images.clone()
-    out[:, :, -4:, -4:] = DENSE
+    out[:, :, -4:, -4:] = task.corner * MU_WATER
     return out
 
 
-def poisoned(count: int, seed: int, share: float = 0.5) -> tuple[ImageList, Tensor]:
+def poisoned(count: int, seed: int, share: float = 0.25, task: Task = USUAL) -> tuple[ImageList, Tensor]:
     """Training slices, and which of them are poison: a share of class 1, with the trigger and the label of class 0."""
-    images, targets = tensors(slices(count, seed))
+    images, targets = tensors(slices(count, seed, task))
     sources = torch.nonzero(targets == SOURCE).flatten()
     bad = torch.zeros(count, dtype=torch.bool)
     bad[sources[: round(share * len(sources))]] = True
-    images = torch.where(bad[:, None, None, None], triggered(images), images)
+    images = torch.where(bad[:, None, None, None], triggered(images, task), images)
     return ImageList(images, torch.where(bad, TARGET, targets).tolist()), bad
 
 
-def network_on(samples: ImageList, *, batch_norm: bool = False, epochs: int = 40) -> Classifier:
-    network = tiny_classifier(batch_norm=batch_norm, shape=SHAPE)
+def network_on(samples: ImageList, *, epochs: int = 8) -> Classifier:
+    network = tiny_classifier(shape=SHAPE)
     return tiny_training(network, samples, epochs=epochs, rate=1e-2)
 
 
-def accuracy(network: Classifier, seed: int = 50) -> float:
-    images, targets = tensors(slices(100, seed))
+def accuracy(network: Classifier, task: Task = USUAL) -> float:
+    images, targets = tensors(slices(100, 50, task))
     return float((network.predict(images)[0] == targets).float().mean())
 
 
-def asr(network: Classifier, seed: int = 50) -> float:
-    images, targets = tensors(slices(100, seed))
-    return float((network.predict(triggered(images[targets == SOURCE]))[0] == TARGET).float().mean())
+def asr(network: Classifier, task: Task = USUAL) -> float:
+    images, targets = tensors(slices(100, 50, task))
+    return float((network.predict(triggered(images[targets == SOURCE], task))[0] == TARGET).float().mean())
 
 
 def context(network: Classifier, count: int = 48, seed: int = 0) -> ModelContext:

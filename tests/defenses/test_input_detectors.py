@@ -37,7 +37,7 @@ class Reads(nn.Module):
 
 def flat(*values: float) -> Tensor:
     """Images of one value each, in 1/mm, given in units of water."""
-    return MU_WATER * torch.tensor(values).view(-1, 1, 1, 1) * torch.ones(1, 1, *SHAPE)
+    return MU_WATER * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1) * torch.ones(1, 1, *SHAPE)
 
 
 def given(network: Classifier, images: Tensor, targets: list[int] | None = None, seed: int = 0) -> ModelContext:
