@@ -1,1 +1,1 @@
-"""Defenses, one file per technique. This version has none; a plug-in may add its own (entry point `tomosec.defense`)."""
+"""Defenses, one file per technique: found by being here, or by the entry point ``tomosec.defense`` of another distribution."""

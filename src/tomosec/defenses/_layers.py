@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tomosec.analysis.networks import Classifier
+from tomosec.defenses._samples import LabeledImages
 
 #: Layers with a factor and an offset per channel.
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
@@ -100,15 +101,14 @@ def feature_maps(network: Classifier, images: Tensor) -> tuple[Tensor, list[Tens
 
     Differentiable. The list is empty for a network without convolutions.
     """
-    last: dict[tuple[int, int], Tensor] = {}
-    convolved: set[tuple[int, int]] = set()
+    runs: list[tuple[bool, Tensor]] = []  # of layers at one resolution: whether a convolution is among them, and the last output
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim == 4:
-            size = (output.shape[2], output.shape[3])
-            last[size] = output
-            if isinstance(module, nn.Conv2d):
-                convolved.add(size)
+            convolved = isinstance(module, nn.Conv2d)
+            if runs and runs[-1][1].shape[2:] == output.shape[2:]:
+                convolved = runs.pop()[0] or convolved
+            runs.append((convolved, output))
 
     leaves = [module for module in network.body.modules() if not any(True for _ in module.children())]
     handles = [leaf.register_forward_hook(note) for leaf in leaves]
@@ -117,7 +117,7 @@ def feature_maps(network: Classifier, images: Tensor) -> tuple[Tensor, list[Tens
     finally:
         for handle in handles:
             handle.remove()
-    return outputs, [maps for size, maps in last.items() if size in convolved]
+    return outputs, [maps for convolved, maps in runs if convolved]
 
 
 def has_feature_maps(network: Classifier) -> bool:
@@ -128,3 +128,10 @@ def has_feature_maps(network: Classifier) -> bool:
 def head(network: Classifier, features: Tensor) -> Tensor:
     """Logits of what :meth:`Classifier.representation` gives, for a network with a linear layer."""
     return cast(nn.Linear, last_linear(network))(features)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def accuracy(network: Classifier, clean: LabeledImages, weights: Mapping[str, Tensor] | None = None) -> float:
+    """Share of slices that are read as their label, with ``weights`` in place of the network's own where given."""
+    right = sum(int((logits(network, images, weights).argmax(1) == targets).sum()) for images, targets in clean.chunks())
+    return right / len(clean)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tomosec.analysis.networks import Classifier
 from tomosec.analysis.plan import Training
 from tomosec.defenses._finetuning import epochs_for, run_plan
-from tomosec.defenses._layers import channels, copied, finished, has_feature_maps, logits, neuron_layers, scaled
-from tomosec.defenses._samples import gather, insist, missing_classes
+from tomosec.defenses._layers import accuracy, channels, copied, finished, has_feature_maps, logits, neuron_layers, scaled
+from tomosec.defenses._samples import LabeledImages, gather, insist, missing_classes
 from tomosec.defenses.base import ModelContext, Need, Repair, ScanContext, TrainingContext
 from tomosec.randomness import generator
 
@@ -33,7 +33,8 @@ class AdversarialNeuronPruning(Repair):
         steps: of SGD on the masks.
         batch_size: slices per step.
         learning_rate: of SGD with momentum 0.9.
-        threshold: neurons with a lower mask are cut.
+        threshold: neurons with a lower mask are cut, lowest first.
+        tolerance: accuracy on the clean slices that may be lost.
     """
 
     kind: Literal["anp"] = "anp"
@@ -47,6 +48,7 @@ class AdversarialNeuronPruning(Repair):
     batch_size: int = Field(32, ge=2)
     learning_rate: float = Field(0.2, gt=0)
     threshold: float = Field(0.2, ge=0, le=1)
+    tolerance: float = Field(0.1, ge=0, lt=1)
 
     def why_not(self, context: ScanContext | ModelContext | TrainingContext) -> str:
         """It needs a convolution, and clean slices of every class."""
@@ -84,10 +86,25 @@ class AdversarialNeuronPruning(Repair):
         )
         run_plan(masks, plan, clean, context, kind, objective)
         masks.clamp()
-        with torch.no_grad():
-            for layer, mask in zip(masks.layers, masks.masks, strict=True):
-                network.get_parameter(f"{layer}.weight")[mask < self.threshold] = 0
+        self._prune(network, masks, clean)
         return finished(network)
+
+    @torch.no_grad()
+    def _prune(self, network: Classifier, masks: _Masks, clean: LabeledImages) -> None:
+        """Cut neurons in the order of their masks."""
+        least = accuracy(network, clean) - self.tolerance
+        low = [
+            (float(value), index, neuron)
+            for index, mask in enumerate(masks.masks)
+            for neuron, value in enumerate(mask.tolist())
+            if value < self.threshold
+        ]
+        for _, index, neuron in sorted(low):
+            weight = network.get_parameter(f"{masks.layers[index]}.weight")
+            before = weight[neuron].clone()
+            weight[neuron] = 0
+            if accuracy(network, clean) < least:
+                weight[neuron] = before
 
     def _start(self, rng: np.random.Generator, mask: Tensor) -> Tensor:
         return torch.from_numpy(rng.uniform(-self.eps, self.eps, len(mask)).astype(np.float32)).to(mask.device)

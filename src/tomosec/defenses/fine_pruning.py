@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from tomosec.analysis.networks import Classifier
 from tomosec.defenses._finetuning import finetune
-from tomosec.defenses._layers import channels, copied, finished, has_feature_maps, logits, mean_activation, neuron_layers, scaled
+from tomosec.defenses._layers import (
+    accuracy,
+    channels,
+    copied,
+    finished,
+    has_feature_maps,
+    logits,
+    mean_activation,
+    neuron_layers,
+    scaled,
+)
 from tomosec.defenses._samples import LabeledImages, gather, insist, missing_classes
 from tomosec.defenses.base import ModelContext, Need, Repair, ScanContext, TrainingContext
 
@@ -68,18 +78,12 @@ class FinePruning(Repair):
         order = mean_activation(network, layer, (images for images, _ in clean.chunks())).argsort(stable=True)
         count = channels(network, layer)
         step, best = max(1, round(self.step * count)), torch.ones(count)
-        least = _accuracy(network, clean, {}) - self.tolerance
+        least = accuracy(network, clean) - self.tolerance
         for gone in range(step, count, step):
             keep = torch.ones(count)
             keep[order[:gone]] = 0
             factors = keep.to(clean.device)
-            if _accuracy(network, clean, scaled(network, layer, factors, factors)) < least:
+            if accuracy(network, clean, scaled(network, layer, factors, factors)) < least:
                 break
             best = keep
         return best
-
-
-@torch.no_grad()
-def _accuracy(network: Classifier, clean: LabeledImages, weights: dict[str, Tensor]) -> float:
-    right = sum(int((logits(network, images, weights).argmax(1) == targets).sum()) for images, targets in clean.chunks())
-    return right / len(clean)

@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tomosec.analysis.networks import Classifier
-from tomosec.defenses._layers import copied, finished, logits
-from tomosec.defenses._samples import CHUNK, LabeledImages, gather, insist, too_few
+from tomosec.defenses._layers import accuracy, copied, finished, logits
+from tomosec.defenses._samples import CHUNK, gather, insist, too_few
 from tomosec.defenses.base import InputDetection, InputDetector, ModelContext, Need, ScanContext, TrainingContext
 from tomosec.errors import NotApplicable
 
@@ -53,7 +53,7 @@ class ParameterScalingConsistency(InputDetector):
         clean = gather(context.clean, context.device)
         layers, threshold = len(_norms(context.network)), self.error * (1 - 1 / len(context.classes))
         for first in range(1, layers + 1):
-            if _error(self._amplified(context, first), clean) > threshold:
+            if 1 - accuracy(self._amplified(context, first), clean) > threshold:
                 last = min(first + self.models, layers + 1)
                 copies = [self._amplified(context, k) for k in range(first, last)]
                 return ParameterScalingDetection(finished(copied(context.network, context.device)), copies)
@@ -91,9 +91,3 @@ class ParameterScalingDetection(InputDetection):
 
 def _norms(network: Classifier) -> list[nn.BatchNorm2d]:
     return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.affine]
-
-
-@torch.no_grad()
-def _error(network: Classifier, clean: LabeledImages) -> float:
-    wrong = sum(int((logits(network, images).argmax(1) != targets).sum()) for images, targets in clean.chunks())
-    return wrong / len(clean)

@@ -15,9 +15,8 @@ from tomosec.defenses.base import ModelContext, Need, SampleFilter, ScanContext,
 class SpectralSignatures(SampleFilter):
     """Squared correlation with the first right singular vector of the centered representations of a class.
 
-    Centered in both places, as published; released codes score features that are not centered. Each class is divided by its
-    median score, so that classes compare; the order within a class is the paper's. The runner removes, as the paper does, 1.5
-    times the expected share of poison.
+    Centered in both places, as published; released codes score features that are not centered. Scores keep their scale, so a class
+    whose first direction is wide ranks high; the paper removes 1.5 times the expected share of poison from each class.
     """
 
     kind: Literal["spectral-signatures"] = "spectral-signatures"
@@ -38,8 +37,4 @@ class SpectralSignatures(SampleFilter):
 
 def _judge(features: Array) -> Array:
     points = principal(features, 1)
-    if points.shape[1] == 0:
-        return np.zeros(len(features))
-    scores: Array = points[:, 0] ** 2
-    # Half of a class on one point has a median of 0.
-    return scores / max(float(np.median(scores)), 1e-6 * float(scores.max()))
+    return points[:, 0] ** 2 if points.shape[1] else np.zeros(len(features))

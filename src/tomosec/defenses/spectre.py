@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
+from scipy.stats import chi2
 from torch import Tensor
 
 from tomosec.defenses._representations import Array, by_class, principal, representations, why_no_representation
@@ -82,8 +83,9 @@ def _robustly_whitened(points: Array, share: float) -> Array:
         inner = closest
     mean, covariance = _moments(points[inner])
     # The innermost share of a Gaussian has less than its covariance: the median distance of all says how much.
-    whitened: Array = np.linalg.solve(np.linalg.cholesky(covariance), (points - mean).T).T
-    return whitened / np.sqrt(_median_scale(whitened))
+    white = np.linalg.solve(np.linalg.cholesky(covariance), (points - mean).T).T
+    whitened: Array = white / np.sqrt(_median_scale(white))
+    return whitened
 
 
 def _moments(points: Array) -> tuple[Array, Array]:
@@ -93,6 +95,4 @@ def _moments(points: Array) -> tuple[Array, Array]:
 
 
 def _median_scale(whitened: Array) -> float:
-    from scipy.stats import chi2
-
     return max(float(np.median((whitened**2).sum(axis=1)) / chi2.median(whitened.shape[1])), 1e-12)

@@ -1,0 +1,240 @@
+"""Detectors of inputs: known scores of hand-made networks, and a backdoor that is seen."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from defense_toys import SHAPE, context, hand_made, slices, tensors
+from scipy.fft import dctn, idctn
+from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_auroc
+
+from tomosec.analysis.networks import Classifier
+from tomosec.defenses.base import ModelContext
+from tomosec.defenses.frequency import Frequency, band_features
+from tomosec.defenses.grad_cam import GradCam
+from tomosec.defenses.ibd_psc import ParameterScalingConsistency
+from tomosec.defenses.scale_up import ScaleUp
+from tomosec.defenses.strip import Strip
+from tomosec.errors import NotApplicable
+from tomosec.hounsfield import MU_WATER
+from tomosec.testing_defenses import ImageList
+
+
+class Reads(nn.Module):
+    """Logits that a function makes of the images, in units of water."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def flat(*values: float) -> Tensor:
+    """Images of one value each, in 1/mm, given in units of water."""
+    return MU_WATER * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1) * torch.ones(1, 1, *SHAPE)
+
+
+def given(network: Classifier, images: Tensor, targets: list[int] | None = None, seed: int = 0) -> ModelContext:
+    source = ImageList(images, targets or [i % 2 for i in range(len(images))])
+    return ModelContext(network, source, tuple(f"class-{k}" for k in range(network.classes)), seed=seed)
+
+
+def auroc(suspicious: Tensor, clean: Tensor) -> float:
+    labels = torch.cat([torch.ones(len(suspicious)), torch.zeros(len(clean))]).long()
+    scores = torch.cat([suspicious, clean])
+    return float(binary_auroc((scores - scores.min()) / (scores.max() - scores.min()), labels))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_strip_tells_a_confident_network_from_an_uncertain_one(classes):
+    sure = hand_made(Reads(lambda x: torch.eye(classes)[0].expand(len(x), -1) * 80), classes)
+    unsure = hand_made(Reads(lambda x: torch.zeros(len(x), classes)), classes)
+    images = flat(0.1, 0.5, 0.9)
+    for network, expected in ((sure, 0.0), (unsure, -math.log(classes))):
+        scores = Strip().fit(given(network, images)).score(images)
+        assert scores.tolist() == pytest.approx([expected] * 3, abs=1e-9)
+
+
+def test_strip_averages_entropies_of_blends_in_attenuation():
+    """Not the entropy of the average, nor that over the blends: this network is certain of each blend, of another class each."""
+    sides = hand_made(Reads(lambda x: torch.stack([x.mean((1, 2, 3)) - 0.5, 0.5 - x.mean((1, 2, 3))], dim=1) * 1e4))
+    scores = Strip().fit(given(sides, flat(0.2, 0.9))).score(flat(0.5))
+    assert scores.tolist() == pytest.approx([0.0], abs=1e-9)
+    slope = hand_made(Reads(lambda x: torch.stack([x.mean((1, 2, 3)), torch.zeros(len(x))], dim=1)))
+    scores = Strip(opacity=0.25).fit(given(slope, flat(0.2, 1.0))).score(flat(0.6))
+    expected = []
+    for blend in (0.75 * 0.6 + 0.25 * 0.2, 0.75 * 0.6 + 0.25 * 1.0):
+        p = 1 / (1 + math.exp(-blend))
+        expected.append(p * math.log(p) + (1 - p) * math.log(1 - p))
+    assert scores.tolist() == pytest.approx([sum(expected) / 2], rel=1e-5)
+
+
+def corner_network() -> Classifier:
+    """Class 1 by the mean, softly; class 0 for certain where something is denser than 1.2 water, and the more the more of it."""
+    convolution, linear = nn.Conv2d(1, 2, 1), nn.Linear(2, 2)
+    convolution.weight.data, convolution.bias.data = torch.ones(2, 1, 1, 1), torch.tensor([0.0, -1.2])
+    linear.weight.data, linear.bias.data = torch.tensor([[-20.0, 1e4], [20.0, 0.0]]), torch.tensor([12.0, -12.0])
+    return hand_made(nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear))
+
+
+def corners(images: Tensor) -> Tensor:
+    out = images.clone()
+    out[:, :, :4, :4] = 3 * MU_WATER
+    return out
+
+
+def test_strip_sees_a_corner_that_outlasts_the_blend():
+    clean = flat(0.4, 0.8, 0.5, 0.7)
+    detection = Strip().fit(given(corner_network(), clean))
+    assert detection.score(corners(clean)).min() > -1e-6
+    assert detection.score(clean).max() < -0.05
+
+
+def threshold_network(level: float) -> Classifier:
+    """Class 1 where the mean is above ``level`` units of water."""
+    return hand_made(Reads(lambda x: torch.stack([level - x.mean((1, 2, 3)), x.mean((1, 2, 3)) - level], dim=1)))
+
+
+@pytest.mark.parametrize(
+    ("width_hu", "share"),
+    [
+        (1000.0, 0.2),  # 0.55, 0.65 | 0.75 ... : the label changes from factor 5 on
+        (300.0, 1.0),  # copies end at 0.65, the edge of the window
+    ],
+)
+def test_scale_up_amplifies_around_the_level_and_cuts_at_the_window(width_hu, share):
+    detection = ScaleUp(level_hu=-500, width_hu=width_hu).fit(given(threshold_network(0.7), flat(0.3, 0.4, 0.9, 0.95)))
+    shares, labels = detection.consistency(flat(0.55))
+    assert shares.tolist() == [pytest.approx(share)]
+    assert labels.tolist() == [0]
+
+
+def test_scale_up_tells_a_steady_network_from_an_unsteady_one():
+    """Steady for what it was never shown to be: clean slices lose their labels, the triggered one keeps its."""
+    network = hand_made(
+        Reads(lambda x: torch.stack([x.mean((1, 2, 3)) - 0.7, 0.7 - x.mean((1, 2, 3))], dim=1) * (x[:, 0, :1, 0] > 0.5))
+    )
+    clean = flat(0.54, 0.55, 0.56, 0.57, 0.58, 0.59)
+    detection = ScaleUp(level_hu=-500, width_hu=1000).fit(given(network, clean))
+    assert float(detection.score(flat(0.9))) > float(detection.score(clean).max()) + 1
+    # By predicted class: what is usual for the label is not suspicious, whatever the others do.
+    assert detection.score(clean).abs().max() < 3
+
+
+def test_scale_up_without_slices_of_a_label_compares_with_all():
+    network = threshold_network(0.7)
+    detection = ScaleUp(level_hu=-500, width_hu=1000).fit(given(network, flat(0.3, 0.4, 0.45, 0.2)))
+    assert detection.mean[1] == detection.mean[0] == 1
+
+
+def batch_norm_network(level: float, slope: float) -> Classifier:
+    norm = nn.BatchNorm2d(1)
+    linear = nn.Linear(1, 2)
+    linear.weight.data, linear.bias.data = torch.tensor([[0.0], [slope]]), torch.tensor([0.0, -slope * level])
+    return hand_made(nn.Sequential(nn.AdaptiveAvgPool2d(1), norm, nn.Flatten(), linear))
+
+
+def test_ibd_psc_is_the_confidence_of_the_amplified_network():
+    """0.5 is read as class 0, below 0.6; amplified by 1.5 it is 0.75 and read as class 1."""
+    network = batch_norm_network(0.6, 10.0)
+    detection = ParameterScalingConsistency().fit(given(network, flat(0.5, 1.0, 0.5, 1.0)))
+    scores = detection.score(flat(0.5, 1.0))
+    scale = 1 / (1 + 1e-5) ** 0.5
+    expected = [1 / (1 + math.exp(10 * (0.75 * scale - 0.6))), 1 / (1 + math.exp(-10 * (1.5 * scale - 0.6)))]
+    assert scores.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_ibd_psc_does_not_apply_without_batch_norm_or_without_errors(backdoored):
+    with pytest.raises(NotApplicable, match="needs BatchNorm"):
+        ParameterScalingConsistency().fit(context(backdoored))
+    with pytest.raises(NotApplicable, match=r"stays within 0\.30"):
+        ParameterScalingConsistency().fit(given(batch_norm_network(0.6, 10.0), flat(0.1, 1.0, 0.1, 1.0)))
+
+
+def test_grad_cam_finds_the_corner_that_decides():
+    clean = flat(*np.linspace(0.4, 0.8, 20))
+    network = corner_network()
+    detection = GradCam(carriers=10).fit(given(network, clean))
+    bad = corners(clean[-6:])
+    regions, labels = detection.regions(bad)
+    assert bool((network.predict(clean[-6:])[0] == 1).all())
+    assert bool((labels == 0).all())
+    expected = torch.zeros(6, 1, *SHAPE)
+    expected[:, :, :4, :4] = 1
+    assert torch.equal(regions, expected)
+    fooled, confidence = detection.measure(bad)
+    assert bool((fooled == 1).all())
+    assert bool((confidence > 0.5).all())
+    unsuspected = network.predict(clean)[0] == 0
+    assert float(detection.measure(clean[unsuspected])[0].max()) == 0, "nothing speaks for class 0 but the corner"
+    assert float(detection.score(bad).min()) > float(detection.score(clean).mean())
+
+
+def test_grad_cam_compares_with_clean_slices_of_the_same_confidence():
+    """The scores of the slices that the line is fitted to have the mean 0."""
+    clean = flat(*np.linspace(0.4, 0.8, 20))
+    detection = GradCam(carriers=10).fit(given(corner_network(), clean))
+    assert float(detection.score(clean).mean()) == pytest.approx(0, abs=1e-9)
+
+
+def test_grad_cam_needs_two_predicted_classes():
+    network = hand_made(nn.Sequential(nn.Conv2d(1, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)))
+    network.body[3].bias.data = torch.tensor([50.0, 0.0])
+    with pytest.raises(NotApplicable, match="all are read as class-0"):
+        GradCam().fit(given(network, flat(0.1, 0.2, 0.3, 0.4)))
+
+
+def grid(images: Tensor, hu: float, period: int = 3) -> Tensor:
+    """A faint dot at each ``period``-th pixel."""
+    out = images.clone()
+    out[:, :, ::period, ::period] += hu * MU_WATER / 1000
+    return out
+
+
+def test_frequency_sees_a_grid_and_calibrates_its_p_values(backdoored):
+    clean, _ = tensors(slices(80, 5))
+    detection = Frequency().fit(given(backdoored, clean))
+    fresh, _ = tensors(slices(80, 6))
+    p_clean = detection.p_value(detection.score(fresh))
+    for alpha in (0.1, 0.25, 0.5):
+        # The calibration itself is a sample, of 40.
+        sd = (alpha * (1 - alpha) * (1 / 80 + 1 / 40)) ** 0.5
+        assert float((p_clean <= alpha).double().mean()) <= alpha + 3 * sd
+    scores = [detection.score(grid(fresh, hu)).mean() for hu in (0, 300, 600, 1200)]
+    assert scores == sorted(scores), "a stronger grid scores lower"
+    bad = detection.score(grid(fresh, 600))
+    assert auroc(bad, detection.score(fresh)) > 0.99
+    assert bool((detection.p_value(bad) == 1 / 41).all())
+
+
+def test_the_bands_are_those_of_the_transform():
+    image = np.zeros(SHAPE)
+    image[8, 4] = 3.0
+    features = band_features(torch.from_numpy(idctn(image, norm="ortho"))[None, None], 4, 0)
+    band = int(math.hypot(8 / 32, 4 / 32) / math.sqrt(2) * 4)
+    assert int(features[0, :4].argmax()) == band
+    radius = np.hypot(*np.meshgrid(np.arange(32) / 32, np.arange(32) / 32, indexing="ij")) / math.sqrt(2)
+    members = (np.minimum((radius * 4).astype(int), 3) == band).sum()
+    assert features[0, band] == pytest.approx(math.log(9 / members), rel=1e-6)
+    assert features[0, 4 + band] == pytest.approx(math.log(members), rel=1e-6)
+    assert np.allclose(dctn(idctn(image, norm="ortho"), norm="ortho"), image)
+
+
+def test_detectors_look_at_a_copy(backdoored):
+    """A network that is trained on afterwards does not change what was fitted."""
+    from tomosec.defenses._layers import copied
+
+    network = copied(backdoored, torch.device("cpu")).requires_grad_(False)
+    images, _ = tensors(slices(6, 70))
+    for detector in (Strip(overlays=8), ScaleUp(), GradCam(carriers=8)):
+        detection = detector.fit(context(network))
+        before = detection.score(images)
+        network.body[-1].bias.data += 100
+        assert torch.equal(detection.score(images), before)
+        network.body[-1].bias.data -= 100
