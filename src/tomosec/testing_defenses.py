@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tomosec.analysis.networks import Classifier, SmallCNN
+from tomosec.analysis.architectures import SmallCNN
+from tomosec.analysis.networks import Classifier
 from tomosec.analysis.plan import Training
 from tomosec.analysis.training import train
 from tomosec.defenses.base import (

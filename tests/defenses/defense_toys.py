@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tomosec.analysis.networks import Classifier, SmallCNN
+from tomosec.analysis.architectures import SmallCNN
+from tomosec.analysis.networks import Classifier
 from tomosec.defenses.base import ModelContext
 from tomosec.hounsfield import MU_WATER
 from tomosec.testing_defenses import ImageList, tiny_classifier, tiny_slices, tiny_training

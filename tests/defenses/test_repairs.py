@@ -206,7 +206,7 @@ def test_the_mask_tells_benign_features_from_others():
 
 
 def test_neurons_are_those_of_the_normalization_where_there_is_one(backdoored):
-    from tomosec.analysis.networks import VGG11, DenseNet121, ResNet18, SmallCNN
+    from tomosec.analysis.architectures import VGG11, DenseNet121, ResNet18, SmallCNN
 
     assert neuron_layers(backdoored) == ["body.0", "body.4"]
     for config, norms, convolutions in (
@@ -233,7 +233,7 @@ def test_scaled_neurons_scale_what_they_say(backdoored):
 
 
 def test_the_softmax_of_the_released_code_is_stripped():
-    from tomosec.analysis.networks import VGG11
+    from tomosec.analysis.architectures import VGG11
 
     with_softmax = VGG11(softmax=True).build(classes=2, shape=(32, 32), seed=0).eval()
     without = VGG11().build(classes=2, shape=(32, 32), seed=0).eval()

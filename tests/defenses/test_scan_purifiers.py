@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from scipy.stats import binomtest, norm
 
 from tomosec.acquisition import Scanner
-from tomosec.analysis.networks import SmallCNN
+from tomosec.analysis.architectures import SmallCNN
 from tomosec.defenses._voting import disagreement, vote
 from tomosec.defenses.base import Scans
 from tomosec.defenses.consistent_projection import ConsistentProjection

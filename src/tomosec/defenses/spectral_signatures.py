@@ -15,8 +15,8 @@ from tomosec.defenses.base import ModelContext, Need, SampleFilter, ScanContext,
 class SpectralSignatures(SampleFilter):
     """Squared correlation with the first right singular vector of the centered representations of a class.
 
-    Centered in both places, as published; released codes score features that are not centered. Scores keep their scale, so a class
-    whose first direction is wide ranks high; the paper removes 1.5 times the expected share of poison from each class.
+    Centered in both places, as published; released codes score features that are not centered. Scores keep their scale, so a
+    class whose first direction is wide ranks high; the paper removes 1.5 times the expected share of poison from each class.
     """
 
     kind: Literal["spectral-signatures"] = "spectral-signatures"

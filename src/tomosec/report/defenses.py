@@ -69,7 +69,7 @@ def defenses_table(record: Record) -> Table | None:
     said = (
         f"Without a defense: ASR {without[0]}, clean accuracy {without[1]}. Clean data for fitting are validation slices; "
         "thresholds come from them alone. Detection is of triggered source slices among the same slices without the trigger. DER "
-        "is 0.5 where a defense changes nothing, 1 at best. A defense without an adaptive attack may fail against one made for it."
+        "is 0.5 where a defense changes nothing, 1 at best. A defense without an adaptive attack may fail against one made so."
     )
     return Table("Would anyone notice?", (*head, "DER", "Other", "Time"), tuple(rows), (said, *notes.lines()))
 
