@@ -31,7 +31,18 @@ MOST_SEEDS = 1000
 
 Control = Literal["random-trigger", "white-victim", "spectrum-victim"]
 #: Questions that a sweep can answer; each has a table and a figure of its own in the report.
-StudyKind = Literal["stealth-frontier", "scan-parameters", "architectures", "poison-rate", "ablation", "cost"]
+StudyKind = Literal[
+    "stealth-frontier",
+    "scan-parameters",
+    "architectures",
+    "poison-rate",
+    "ablation",
+    "cost",
+    "detect",
+    "repair",
+    "adaptive",
+    "screen-power",
+]
 
 
 class Experiment(Value):

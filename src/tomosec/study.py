@@ -39,6 +39,18 @@ class Comparison(Value):
     difference: Estimate
 
 
+class ModelDetection(Value):
+    """How well an inspector's scores tell attacked networks from clean ones, over the cells and seeds of a study.
+
+    Attributes:
+        name: of the defense.
+        auroc: its unit is the network; None in it where there are fewer than eight of either kind.
+    """
+
+    name: str
+    auroc: Estimate
+
+
 class Study(Value):
     """The cells of one study, in the order of its recipe.
 
@@ -49,6 +61,7 @@ class Study(Value):
         preset: the preset it was run with, or an empty string.
         cells: identities of its experiments; those that have no complete record are still to be run.
         comparisons: differences to the first attacked cell, where cells share their test slices.
+        inspections: of the defenses that inspect networks, where there are enough networks.
     """
 
     schema_version: int = STUDY_SCHEMA
@@ -58,6 +71,7 @@ class Study(Value):
     preset: str = ""
     cells: tuple[str, ...]
     comparisons: tuple[Comparison, ...] = ()
+    inspections: tuple[ModelDetection, ...] = ()
 
     @property
     def name(self) -> str:

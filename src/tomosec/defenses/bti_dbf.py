@@ -41,7 +41,7 @@ class DecoupledTriggerInversion(Repair):
 
     kind: Literal["bti-dbf"] = "bti-dbf"
     version: Literal[1] = 1
-    needs: ClassVar[frozenset[Need]] = frozenset({"weights", "gradients", "clean-samples", "feature-maps"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"weights", "gradients", "clean-samples"})
     source: ClassVar[str] = "Xu et al., ICLR 2024"
 
     rounds: int = Field(5, ge=1)

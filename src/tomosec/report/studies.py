@@ -31,6 +31,7 @@ from tomosec.report.study_cells import (
     signed,
     whole,
 )
+from tomosec.report.study_defenses import adaptive, detect, repair, screen_power
 from tomosec.report.study_figures import Mark, bar_plot, panels_plot, scatter_plot
 from tomosec.report.study_matrices import architectures, transfer
 from tomosec.report.tables import Cell, Footnotes, Table
@@ -43,6 +44,10 @@ TITLES = {
     "poison-rate": "How much of the training data has to be poisoned",
     "ablation": "What each part of LTGM buys",
     "cost": "What an attack costs",
+    "detect": "Which attacks detectors see",
+    "repair": "What repairs leave of an attack",
+    "adaptive": "Attacks made to get past the detectors",
+    "screen-power": "What many scans show together",
 }
 
 
@@ -322,4 +327,8 @@ _KINDS: Mapping[str, Callable[[Study, Sequence[Record]], Shown]] = {
     "poison-rate": _rates,
     "ablation": _ablation,
     "cost": _cost,
+    "detect": detect,
+    "repair": repair,
+    "adaptive": adaptive,
+    "screen-power": screen_power,
 }

@@ -92,7 +92,8 @@ def metric_cell(record: Record, source: Source, notes: Footnotes, *, strong: boo
     return Cell(wording.value(source[2], summary.mean), wording.spread(source[2], summary), summary.mean, strong)
 
 
-def _stealth(record: Record, name: str) -> Cell:
+def stealth_cell(record: Record, name: str) -> Cell:
+    """How visible the change is, mean over the seeds."""
     summary = record.summary.get(f"stealth/{name}")
     if summary is None or summary.mean is None:
         return Cell(wording.DASH)
@@ -148,11 +149,11 @@ def attack_table(caption: str, records: Sequence[Record], labels: Sequence[str],
                     metric_cell(record, FLOOR, notes),
                     metric_cell(record, RANDOM, notes),
                     metric_cell(record, CA if attacked else CLEAN_CA, notes),
-                    _stealth(record, "rmse_hu"),
-                    _stealth(record, "max_abs_hu"),
-                    _stealth(record, "psnr_db"),
-                    _stealth(record, "ssim_lung"),
-                    _stealth(record, "sinogram_dprime"),
+                    stealth_cell(record, "rmse_hu"),
+                    stealth_cell(record, "max_abs_hu"),
+                    stealth_cell(record, "psnr_db"),
+                    stealth_cell(record, "ssim_lung"),
+                    stealth_cell(record, "sinogram_dprime"),
                 )
             )
     head = ("Attack", *(("Budget",) if budgets else ()), "ASR", "Floor: clean model", "Random trigger", "Clean accuracy")

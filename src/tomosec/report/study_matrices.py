@@ -36,10 +36,11 @@ def architectures(study: Study, records: Sequence[Record]) -> Shown:
     white_box = "victim itself"
 
     def surrogate(record: Record) -> str:
-        return wording.kind(record.experiment, "surrogate") or white_box
+        learned = any(seed.cost.gradient_passes.get("trigger") for seed in record.seeds)
+        return (wording.kind(record.experiment, "surrogate") or white_box) if learned else wording.DASH
 
     victims = list(dict.fromkeys(wording.kind(record.experiment, "network") for record in attacked))
-    surrogates = list(dict.fromkeys(surrogate(record) for record in attacked))
+    surrogates = [name for name in dict.fromkeys(surrogate(record) for record in attacked) if name != wording.DASH]
     notes, rows = Footnotes(), list[tuple[Cell, ...]]()
     for record in records:
         has_attack = record.experiment.get("attack") is not None
@@ -59,8 +60,11 @@ def architectures(study: Study, records: Sequence[Record]) -> Shown:
     table = Table(
         "Surrogate and victim", (*head, "Clean accuracy, clean"), tuple(rows), (interval_note(attacked), *notes.lines())
     )
-    learned = [record for record in attacked if attack_of(record) != "fresh-noise"]
-    place = {(surrogate(r), wording.kind(r.experiment, "network")): mean_of(r, ASR) for r in reversed(learned)}
+    place = {
+        (surrogate(r), wording.kind(r.experiment, "network")): mean_of(r, ASR)
+        for r in reversed(attacked)
+        if surrogate(r) != wording.DASH
+    }
     values = [[place.get((row, column)) for column in victims] for row in surrogates]
     said = "; ".join(f"{row} to {column} {wording.share(value)}" for (row, column), value in place.items())
     drawing = matrix_plot(

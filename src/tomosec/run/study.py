@@ -9,16 +9,18 @@ from typing import Literal
 import numpy as np
 
 from tomosec.experiment import Experiment, Recipe
-from tomosec.metrics.attack import source_rows
+from tomosec.metrics.attack import auroc, source_rows
 from tomosec.metrics.statistics import Estimate, average
 from tomosec.metrics.table import SampleTable
 from tomosec.progress import Progress
 from tomosec.record import Record, Store
 from tomosec.run.chain import identify
 from tomosec.run.executors import Executor, execute
-from tomosec.study import Comparison, Study, write_study
+from tomosec.study import Comparison, ModelDetection, Study, write_study
 from tomosec.threat import Goal
 
+#: Networks of either kind that a ROC of inspectors needs.
+LEAST_NETWORKS = 8
 #: Which rows decide a metric, and what counts in them.
 _INPUTS: dict[Literal["asr", "accuracy"], str] = {"asr": "triggered", "accuracy": "clean"}
 
@@ -51,7 +53,8 @@ def run_study(
         return execute(experiments, executor=executor, workers=workers, data=data, out=out, device=device, progress=progress)
     finally:
         # Whatever is complete is compared, also when the rest was interrupted.
-        write_study(store, study.model_copy(update={"comparisons": compare(store, cells)}))
+        found = {"comparisons": compare(store, cells), "inspections": inspections(store, cells)}
+        write_study(store, study.model_copy(update=found))
 
 
 def compare(store: Store, cells: Sequence[str]) -> tuple[Comparison, ...]:
@@ -119,3 +122,25 @@ def _difference(record: Record, rows: SampleTable, base: SampleTable, metric: Li
             note="no interval: every patient shows the same difference",
         )
     return Comparison(id=record.id, metric=metric, seeds=tuple(seeds), difference=difference)
+
+
+def inspections(store: Store, cells: Sequence[str]) -> tuple[ModelDetection, ...]:
+    """AUROC of every inspector over the networks of a study; a clean network that several cells share counts once."""
+    records = [record for cell in cells if store.has(cell) and (record := store.read(cell)).status == "success"]
+    scores: dict[str, dict[str, list[float]]] = {}
+    for record in records:
+        for seed in record.seeds:
+            for result in seed.defenses:
+                for shown in ("clean", "attacked"):
+                    found = result.metrics.get(f"score_{shown}")
+                    if found is not None and found.value is not None:
+                        scores.setdefault(result.name, {}).setdefault(shown, []).append(found.value)
+    out = []
+    for name, kinds in scores.items():
+        clean, attacked = list(dict.fromkeys(kinds.get("clean", []))), kinds.get("attacked", [])
+        if min(len(clean), len(attacked)) >= LEAST_NETWORKS:
+            value = auroc([*clean, *attacked], [False] * len(clean) + [True] * len(attacked))
+            n = len(clean) + len(attacked)
+            note = f"{len(clean)} clean and {len(attacked)} attacked networks; no interval"
+            out.append(ModelDetection(name=name, auroc=Estimate(value=value, n=n, patients=0, note=note)))
+    return tuple(out)
