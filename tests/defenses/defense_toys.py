@@ -11,10 +11,13 @@ from tomosec.analysis.architectures import SmallCNN
 from tomosec.analysis.networks import Classifier
 from tomosec.defenses.base import ModelContext
 from tomosec.hounsfield import MU_WATER
-from tomosec.testing_defenses import ImageList, tiny_classifier, tiny_slices, tiny_training
+from tomosec.testing.defenses import ImageList, tiny_classifier, tiny_slices, tiny_training
 
 SHAPE = (32, 32)
 SOURCE, TARGET = 1, 0
+
+#: Roles of the defenses of the analysis network and of training; the others judge or change measured data.
+NETWORK_ROLES = frozenset({"repair", "inspector", "input-detector", "sample-filter", "training-defense"})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tomosec.analysis.plan import Training
 from tomosec.defenses._samples import gather
 from tomosec.defenses.abl import AntiBackdoorLearning
 from tomosec.defenses.base import TrainingContext
-from tomosec.testing_defenses import tiny_classifier, tiny_training
+from tomosec.testing.defenses import tiny_classifier, tiny_training
 
 #: The premise of the method: the trigger is learned before the task.
 TASK = Task(contrast=0.2, corner=3.0)

@@ -8,20 +8,21 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 import torch
+from defense_toys import NETWORK_ROLES
 
 from tomosec import component
 from tomosec.component import components
 from tomosec.defenses.base import Repair
 from tomosec.defenses.strip import StripDetection
 from tomosec.errors import NotApplicable
-from tomosec.testing_defenses import CHECKS, check_defense
+from tomosec.testing.defenses import check_defense
 
 #: Work that the contract does not depend on.
 SHORT = {
     "epochs": 2, "teacher_epochs": 1, "steps": 6, "rounds": 2, "mask_epochs": 1, "generator_epochs": 1, "isolation_epochs": 1,
     "unlearning_epochs": 1, "overlays": 8, "carriers": 6, "draws": 19, "width": 4,
 }  # fmt: skip
-KINDS = [kind for kind, cls in components("defense").items() if cls.role in CHECKS]
+KINDS = [kind for kind, cls in components("defense").items() if cls.role in NETWORK_ROLES]
 
 
 def short(kind: str, **fields: object):
@@ -62,7 +63,7 @@ class Good(Repair):
         if self.fault == "random":
             network.body[-1].bias.data += torch.randn(1)
         if self.fault == "hidden-random":
-            network.body[-1].bias.data += float(np.random.default_rng().normal())
+            network.body[-1].bias.data[0] += float(np.random.default_rng().normal())  # of one class: probabilities must differ
         if self.fault == "hooks":
             context.network.body.register_forward_hook(lambda *_: None)
         if self.fault == "crash" and len(set(context.clean.targets)) < 2:

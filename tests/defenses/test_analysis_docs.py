@@ -6,12 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
+from defense_toys import NETWORK_ROLES
 
 from tomosec.component import components
-from tomosec.testing_defenses import CHECKS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "defenses-analysis.md").read_text(encoding="utf-8")
-KINDS = {kind: cls for kind, cls in components("defense").items() if cls.role in CHECKS and cls.__module__.startswith("tomosec.")}
+KINDS = {
+    kind: cls
+    for kind, cls in components("defense").items()
+    if cls.role in NETWORK_ROLES and cls.__module__.startswith("tomosec.")
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

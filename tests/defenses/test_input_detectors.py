@@ -21,7 +21,7 @@ from tomosec.defenses.scale_up import ScaleUp
 from tomosec.defenses.strip import Strip
 from tomosec.errors import NotApplicable
 from tomosec.hounsfield import MU_WATER
-from tomosec.testing_defenses import ImageList
+from tomosec.testing.defenses import ImageList
 
 
 class Reads(nn.Module):

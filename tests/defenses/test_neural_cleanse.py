@@ -11,7 +11,7 @@ from tomosec.defenses.base import ModelContext
 from tomosec.defenses.neural_cleanse import NeuralCleanse, _mad_index
 from tomosec.errors import NotApplicable
 from tomosec.hounsfield import MU_WATER
-from tomosec.testing_defenses import ImageList
+from tomosec.testing.defenses import ImageList
 
 
 def patch_reader(strength: float, classes: int = 2) -> nn.Module:

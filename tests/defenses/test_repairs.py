@@ -78,7 +78,7 @@ def smooth() -> tuple[Tensor, Tensor]:
 
 
 def test_fine_pruning_cuts_the_channels_that_sleep():
-    from tomosec.testing_defenses import ImageList
+    from tomosec.testing.defenses import ImageList
 
     network = hand_made(sleeper())
     images, targets = smooth()
@@ -98,7 +98,7 @@ def test_fine_pruning_cuts_the_channels_that_sleep():
 
 
 def test_anp_cuts_nothing_where_that_would_cost_accuracy():
-    from tomosec.testing_defenses import ImageList
+    from tomosec.testing.defenses import ImageList
 
     network = hand_made(sleeper())
     images, targets = smooth()
@@ -244,7 +244,7 @@ def test_the_softmax_of_the_released_code_is_stripped():
 
 @pytest.mark.parametrize("fields", REPAIRS, ids=lambda fields: fields["kind"])
 def test_a_repair_without_a_class_says_which(backdoored, fields):
-    from tomosec.testing_defenses import ImageList
+    from tomosec.testing.defenses import ImageList
 
     images, targets = tensors(slices(20, 0))
     here = context(backdoored)

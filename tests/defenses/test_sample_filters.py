@@ -21,7 +21,7 @@ from tomosec.defenses.spectre import Spectre
 from tomosec.errors import NotApplicable
 from tomosec.hounsfield import MU_WATER
 from tomosec.randomness import generator
-from tomosec.testing_defenses import ImageList
+from tomosec.testing.defenses import ImageList
 
 SIDE = 4  # images of 4 x 4 pixels are their own representations, of 16 features
 FILTERS = ["activation-clustering", "spectral-signatures", "spectre", "scan-untangling"]

@@ -14,7 +14,7 @@ from tomosec.defenses.complementary_rays import ComplementaryRays
 from tomosec.defenses.consistency import Consistency
 from tomosec.errors import InputError, NotApplicable
 from tomosec.testing import tiny_geometry
-from tomosec.testing_scans import PhantomScans, phantom_context
+from tomosec.testing.scans import PhantomScans, phantom_context
 
 
 def assert_super_uniform(p_values, levels=(0.05, 0.1, 0.2, 0.5)):

@@ -8,7 +8,7 @@ from tomosec.component import components
 from tomosec.defenses.complementary_rays import ComplementaryRays
 from tomosec.defenses.consistent_projection import ConsistentProjection
 from tomosec.defenses.cross_scan_residual import CrossScanResidual
-from tomosec.testing_scans import check_scan_defense
+from tomosec.testing.scans import check_scan_defense
 
 ROLES = ("scan-detector", "scan-set-detector", "scan-purifier", "prediction-wrapper")
 KINDS = [kind for kind, cls in components("defense").items() if cls.role in ROLES]

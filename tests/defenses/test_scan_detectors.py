@@ -21,7 +21,7 @@ from tomosec.geometry import FanBeam
 from tomosec.operators import Projector
 from tomosec.operators.complementary import complementary, symmetrize
 from tomosec.reconstruction.fbp import FBP
-from tomosec.testing_scans import PhantomScans, phantom_context
+from tomosec.testing.scans import PhantomScans, phantom_context
 
 SCAN = FanBeam.ltgm().scaled(views=96, bins=72, shape=(48, 48))
 CLEAN = 42

@@ -25,7 +25,7 @@ from tomosec.geometry import FanBeam, ParallelBeam
 from tomosec.hounsfield import MU_WATER
 from tomosec.operators import Projector
 from tomosec.operators.complementary import complementary
-from tomosec.testing_scans import PhantomScans, phantom_context, phantom_model_context
+from tomosec.testing.scans import PhantomScans, phantom_context, phantom_model_context
 
 SCAN = FanBeam.ltgm().scaled(views=96, bins=72, shape=(48, 48))
 

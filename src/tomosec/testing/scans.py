@@ -1,7 +1,7 @@
 """The contract of defenses of measured data, for ours and for those of plug-ins.
 
 >>> from tomosec.defenses.air_rays import AirRays
->>> from tomosec.testing_scans import check_scan_defense
+>>> from tomosec.testing.scans import check_scan_defense
 >>> check_scan_defense(AirRays())
 """
 
@@ -41,7 +41,7 @@ from tomosec.pipeline import ImagingChain
 from tomosec.randomness import generator
 from tomosec.reconstruction.fbp import FBP
 from tomosec.tensorfile import read_tensors, write_tensors
-from tomosec.testing import check_component, tiny_geometry
+from tomosec.testing.components import check_component, tiny_geometry
 
 
 class PhantomScans:

@@ -1,6 +1,6 @@
 """Contract suite of defenses, role by role. A plug-in's author runs it with ``pytest`` or by hand.
 
->>> from tomosec.testing_defenses import check_defense
+>>> from tomosec.testing import check_defense
 >>> from tomosec.defenses.strip import Strip
 >>> check_defense(Strip())
 """
@@ -38,7 +38,8 @@ from tomosec.defenses.base import (
 from tomosec.errors import NotApplicable
 from tomosec.hounsfield import MU_WATER
 from tomosec.randomness import generator, torch_seed
-from tomosec.testing import check_component
+from tomosec.testing.components import check_component
+from tomosec.testing.scans import check_scan_defense
 
 #: Images of the contract: not square, and odd.
 SHAPE = (33, 35)
@@ -153,7 +154,7 @@ def tiny_training_context(
 
 
 def check_defense(defense: Defense) -> None:
-    """The contract of defenses of the analysis network and of training.
+    """The contract of defenses; those of measured data have it from :func:`tomosec.testing.scans.check_scan_defense`.
 
     It is documented, says its source and needs, and answers in the form of its role, the same for the same seed, with two classes
     or three, with BatchNorm or without, with ten slices, with one, with none and with a class missing: finite numbers, or
@@ -163,8 +164,6 @@ def check_defense(defense: Defense) -> None:
     assert defense.role in get_args(Role), f"{defense!r}: role {defense.role!r}"
     assert defense.needs <= set(get_args(Need)), f"{defense!r} needs {', '.join(defense.needs - set(get_args(Need)))}"
     assert defense.source, f"{defense!r} names no source; write 'baseline' if it has none"
-    if defense.role not in CHECKS:
-        raise AssertionError(f"{defense!r}: there is no contract of the role {defense.role!r} here")
     CHECKS[defense.role](defense)
 
 
@@ -247,6 +246,10 @@ CHECKS: dict[Role, Callable[[Any], None]] = {
     "input-detector": check_input_detector,
     "sample-filter": check_sample_filter,
     "training-defense": check_training_defense,
+    "scan-detector": check_scan_defense,
+    "scan-set-detector": check_scan_defense,
+    "scan-purifier": check_scan_defense,
+    "prediction-wrapper": check_scan_defense,
 }
 
 
