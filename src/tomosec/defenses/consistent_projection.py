@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tomosec.consistency.fourier_wedge import Wedge, why_not_wedge
 from tomosec.defenses.base import ModelContext, Need, Purification, ScanContext, ScanPurifier, Scans, TrainingContext
 from tomosec.defenses.calibration import check_scans
-from tomosec.defenses.fourier_wedge import Wedge, why_not_wedge
 from tomosec.errors import NotApplicable
 from tomosec.geometry import Geometry
 from tomosec.operators import Projector
