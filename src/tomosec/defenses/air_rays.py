@@ -32,6 +32,7 @@ class AirRays(ResidualDetector):
     kind: Literal["air-rays"] = "air-rays"
     version: Literal[1] = 1
     source: ClassVar[str] = "calibration practice; test of this project"
+    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-body-confined", "ltgm-consistent"})
 
     air_below: float = Field(AIR_BELOW, gt=0)
     margin: float = Field(MARGIN, ge=0, lt=0.5)

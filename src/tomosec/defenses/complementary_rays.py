@@ -23,7 +23,9 @@ class ComplementaryRays(ResidualDetector):
     kind: Literal["complementary-rays"] = "complementary-rays"
     version: Literal[1] = 1
     source: ClassVar[str] = "Parker, Med. Phys. 9:254, 1982 (complementary rays); test of this project"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-symmetrized", "ltgm-range-projected"})
+    adaptive: ClassVar[frozenset[str]] = frozenset(
+        {"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected", "ltgm-symmetrized"}
+    )
 
     def why_not_scan(self, geometry: Geometry) -> str:
         """Why no line, or hardly any, is measured twice."""

@@ -58,7 +58,9 @@ class ConsistentProjection(ScanPurifier):
     version: Literal[1] = 1
     needs: ClassVar[frozenset[Need]] = frozenset({"raw-sinogram", "geometry"})
     source: ClassVar[str] = "standard model-based reconstruction; purifier of this project"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-symmetrized", "ltgm-range-projected"})
+    adaptive: ClassVar[frozenset[str]] = frozenset(
+        {"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected", "ltgm-symmetrized"}
+    )
 
     method: Literal["complementary", "wedge", "cgls"] = "cgls"
     steps: Annotated[int, Field(ge=1, le=200)] = 4

@@ -137,7 +137,9 @@ class CrossScanResidual(ScanSetDetector):
     version: Literal[1] = 1
     needs: ClassVar[frozenset[Need]] = frozenset({"raw-sinogram", "geometry", "calibration-scans"})
     source: ClassVar[str] = "test of this project"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-symmetrized", "ltgm-range-projected"})
+    adaptive: ClassVar[frozenset[str]] = frozenset(
+        {"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected", "ltgm-symmetrized"}
+    )
 
     residual_of: Literal["auto", "complementary-rays", "reprojection-residual"] = "auto"
     statistic: Literal["max", "top"] = "max"

@@ -28,7 +28,7 @@ class FourierWedge(ResidualDetector):
     source: ClassVar[str] = (
         "parallel: Edholm, Lewitt and Lindholm, Proc. SPIE 671, 1986; fan: Mazin and Pelc, Med. Phys. 37, 2010"
     )
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-range-projected"})
+    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected"})
 
     radius_mm: Annotated[float, Field(gt=0)] | None = None
 

@@ -21,7 +21,7 @@ class HalfScanDisagreement(ResidualDetector):
     kind: Literal["half-scan-disagreement"] = "half-scan-disagreement"
     version: Literal[1] = 1
     source: ClassVar[str] = "interleaved views as in noise estimation; test of this project"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-range-projected"})
+    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected"})
 
     def why_not_scan(self, geometry: Geometry) -> str:
         """Why there are no two images."""

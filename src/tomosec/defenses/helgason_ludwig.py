@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from tomosec.consistency.helgason_ludwig import ForbiddenMoments, why_not_moments
+from tomosec.consistency.helgason_ludwig import FREQUENCIES, ORDERS, ForbiddenMoments, why_not_moments
 from tomosec.defenses.residuals import ResidualDetector
 from tomosec.geometry import Geometry
 
@@ -32,10 +32,10 @@ class HelgasonLudwig(ResidualDetector):
     source: ClassVar[str] = (
         "Helgason 1965; Ludwig 1966; in fan coordinates: Yu, Wei, Hsieh and Wang, IEEE Trans. Med. Imaging 25, 2006"
     )
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-range-projected"})
+    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected"})
 
-    orders: int = Field(6, ge=0, le=20)
-    frequencies: int = Field(40, ge=1, le=400)
+    orders: int = Field(ORDERS, ge=0, le=20)
+    frequencies: int = Field(FREQUENCIES, ge=1, le=400)
 
     def why_not_scan(self, geometry: Geometry) -> str:
         """Why the views do not go around."""

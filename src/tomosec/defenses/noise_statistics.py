@@ -70,7 +70,7 @@ class NoiseStatistics(ResidualDetector):
     kind: Literal["noise-statistics"] = "noise-statistics"
     version: Literal[1] = 1
     source: ClassVar[str] = "noise model: Whiting et al., Med. Phys. 33, 2006; test of this project"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-noise-shaped"})
+    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-consistent", "ltgm-noise-shaped"})
 
     tiles: int = Field(8, ge=1, le=64)
 

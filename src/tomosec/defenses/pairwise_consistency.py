@@ -28,7 +28,7 @@ class PairwiseConsistency(ResidualDetector):
     source: ClassVar[str] = (
         "Levine, Sidky and Pan, Consistency conditions for cone-beam CT data acquired with a circular orbit, 2010"
     )
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-range-projected"})
+    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected"})
 
     separations_rad: Annotated[tuple[float, ...], Field(min_length=1)] = SEPARATIONS_RAD
 

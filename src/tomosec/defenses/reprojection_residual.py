@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tomosec.consistency.reprojection import Unexplained
+from tomosec.consistency.reprojection import STEPS, Unexplained
 from tomosec.consistency.residual import Residual
 from tomosec.defenses.residuals import ResidualDetector
 from tomosec.geometry import Geometry
@@ -27,9 +27,9 @@ class ReprojectionResidual(ResidualDetector):
     kind: Literal["reprojection-residual"] = "reprojection-residual"
     version: Literal[1] = 1
     source: ClassVar[str] = "standard; steps by Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49:409, 1952"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-range-projected"})
+    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected"})
 
-    steps: Annotated[int, Field(ge=1, le=200)] = 10
+    steps: Annotated[int, Field(ge=1, le=200)] = STEPS
 
     def residual(self, geometry: Geometry) -> Residual:
         """What the image does not explain."""
