@@ -59,7 +59,7 @@ class ConsistentLTGM(MaskedGradient):
         """Learn LTGM's trigger, and solve for the pattern that replaces it.
 
         Raises:
-            NotApplicable: no pixel is in the body often enough, LTGM's trigger does not reach it, or there is one training sample.
+            NotApplicable: no pixel is in the body often enough, LTGM's trigger reaches none, or there is one training sample.
         """
         geometry, device = context.geometry, context.device
         inside = inside_bodies(context, self.share, "ltgm-consistent").to(device)
