@@ -157,6 +157,14 @@ def test_a_larger_weight_hides_more_and_keeps_less():
     assert found[1]["cosine_inside"] < found[0]["cosine_inside"]
 
 
+def test_at_some_weight_it_both_hides_more_and_keeps_more_than_the_confined_pattern(world):
+    image, rise, patterns, _ = world
+    confined = patterns["ltgm-body-confined"]
+    details = ConsistentLTGM(weight=0.1).make_trigger(attacker()).details
+    assert details["rise_after"] < sum(float(value) for value in rise(confined).values())
+    assert details["cosine_inside"] > cosine(image(confined), image(patterns["ltgm"]))
+
+
 def test_detectors_calibrated_on_other_patients_see_ltgm_and_not_what_was_made_to_get_past_them(world):
     _, _, patterns, _ = world
     detection = Consistency().calibrate(phantom_context(SCAN, 60))

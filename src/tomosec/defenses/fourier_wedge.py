@@ -17,7 +17,7 @@ class FourierWedge(ResidualDetector):
     Of a fan with the source at L and an object of radius R, the 2-D Fourier transform over view k and fan angle q is nearly 0
     unless −R / (L + R) <= −k / q <= R / (L − R); of parallel rays, unless |k / q| <= R. The rest, back in the sinogram, is the
     residual, and the score its mean square in units of its clean spread, or that of its largest values. Needs a whole turn
-    (parallel rays: half a turn) in equal steps. It is the one test here that a symmetrized trigger does not pass.
+    (parallel rays: half a turn) in equal steps. A symmetrized trigger does not pass it.
 
     Attributes:
         radius_mm: R; None takes the scan circle. A smaller one sees more, if every object is smaller.
