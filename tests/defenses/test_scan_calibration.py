@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tomosec.defenses.calibration import MIN_HELD_OUT, HeldOut, Moments, SpreadFit, halves
+from tomosec.consistency.spread import Moments, SpreadFit
+from tomosec.defenses.calibration import MIN_HELD_OUT, HeldOut, halves
 from tomosec.defenses.combination import cauchy_combination, combine
 from tomosec.defenses.complementary_rays import ComplementaryRays
 from tomosec.defenses.consistency import Consistency

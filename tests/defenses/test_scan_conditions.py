@@ -14,11 +14,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tomosec.consistency.fourier_wedge import Wedge, slopes
+from tomosec.consistency.helgason_ludwig import ForbiddenMoments
+from tomosec.consistency.pairs import PairDifference, separations
 from tomosec.defenses.complementary_rays import ComplementaryRays
-from tomosec.defenses.fourier_wedge import FourierWedge, Wedge, slopes
+from tomosec.defenses.fourier_wedge import FourierWedge
 from tomosec.defenses.half_scan_disagreement import HalfScanDisagreement
-from tomosec.defenses.helgason_ludwig import ForbiddenMoments, HelgasonLudwig
-from tomosec.defenses.pairwise_consistency import PairDifference, PairwiseConsistency, separations
+from tomosec.defenses.helgason_ludwig import HelgasonLudwig
+from tomosec.defenses.pairwise_consistency import PairwiseConsistency
 from tomosec.geometry import FanBeam, ParallelBeam
 from tomosec.operators import Projector
 from tomosec.operators.check import ellipse_image, ellipse_integrals

@@ -13,10 +13,10 @@ from scipy.stats import binomtest, norm
 
 from tomosec.acquisition import Scanner
 from tomosec.analysis.architectures import SmallCNN
+from tomosec.consistency.fourier_wedge import Wedge
 from tomosec.defenses._voting import disagreement, vote
 from tomosec.defenses.base import Scans
 from tomosec.defenses.consistent_projection import ConsistentProjection
-from tomosec.defenses.fourier_wedge import Wedge
 from tomosec.defenses.randomized_smoothing import RandomizedSmoothing
 from tomosec.defenses.reconstruction_diversity import ReconstructionDiversity
 from tomosec.defenses.sinogram_denoiser import SinogramDenoiser

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from tomosec.defenses.calibration import Spread
-from tomosec.defenses.residuals import Residual, ResidualDetector
+from tomosec.consistency.air import AIR_BELOW, MARGIN, Reading, air_rays, air_sums
+from tomosec.consistency.residual import Residual
+from tomosec.consistency.spread import Spread
+from tomosec.defenses.residuals import ResidualDetector
 from tomosec.errors import NotApplicable
 from tomosec.geometry import Geometry
-
-
-class Reading(Residual):
-    """The line integrals themselves, (B, views, bins)."""
-
-    usual_variance = 0.1  # what patients differ in says nothing about air, which is quiet
-
-    def values(self, p: Tensor) -> Tensor:
-        """The reading."""
-        return p[:, 0].double()
-
-    def nominal(self, variance: Tensor) -> Tensor:
-        """Of the rays."""
-        return variance[:, 0]
 
 
 class AirRays(ResidualDetector):
@@ -46,9 +32,10 @@ class AirRays(ResidualDetector):
     kind: Literal["air-rays"] = "air-rays"
     version: Literal[1] = 1
     source: ClassVar[str] = "calibration practice; test of this project"
+    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-body-confined", "ltgm-consistent"})
 
-    air_below: float = Field(0.05, gt=0)
-    margin: float = Field(0.02, ge=0, lt=0.5)
+    air_below: float = Field(AIR_BELOW, gt=0)
+    margin: float = Field(MARGIN, ge=0, lt=0.5)
 
     def residual(self, geometry: Geometry) -> Residual:
         """The reading."""
@@ -56,10 +43,7 @@ class AirRays(ResidualDetector):
 
     def air(self, spread: Spread) -> Tensor:
         """(views, bins) bool: the rays that miss the object in all fitted scans."""
-        shadow = spread.mean.abs() + spread.excess.sqrt() >= self.air_below
-        reach = math.ceil(self.margin * shadow.shape[1])
-        wider = torch.nn.functional.max_pool1d(shadow.double()[:, None], 2 * reach + 1, stride=1, padding=reach)
-        return wider[:, 0] == 0
+        return air_rays(spread, self.air_below, self.margin)
 
     def check_spread(self, spread: Spread) -> None:
         """Raise NotApplicable without air."""
@@ -68,16 +52,7 @@ class AirRays(ResidualDetector):
 
     def statistic_of(self, z: Tensor, spread: Spread) -> Tensor:
         """Mean of Z² over views, bins and the whole."""
-        air = self.air(spread).to(z)
-        z = z * air
-        sums, counts = [], []
-        for axis in (2, 1):
-            rays = air.sum(axis - 1)
-            sums.append(z.sum(axis)[:, rays > 0])
-            counts.append(rays[rays > 0])
-        sums.append(z.sum((1, 2))[:, None])
-        counts.append(air.sum()[None])
-        squares = torch.cat(sums, 1).square() / torch.cat(counts)
+        squares = air_sums(z, self.air(spread)).square()
         if self.statistic == "top":
             return squares.topk(max(1, round(self.top_fraction * squares.shape[1])), dim=1).values.mean(1)
         return squares.mean(1)

@@ -168,7 +168,7 @@ class Consistency(ScanDetector):
     version: Literal[1] = 1
     needs: ClassVar[frozenset[Need]] = frozenset({"raw-sinogram", "geometry", "calibration-scans"})
     source: ClassVar[str] = "combination: Liu and Xie, J. Am. Stat. Assoc. 115, 2020; members see their own"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-range-projected"})
+    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected"})
 
     members: Annotated[tuple[Member, ...], Field(min_length=1)] = (
         "complementary-rays",

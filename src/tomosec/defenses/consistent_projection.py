@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tomosec.consistency.fourier_wedge import Wedge, why_not_wedge
 from tomosec.defenses.base import ModelContext, Need, Purification, ScanContext, ScanPurifier, Scans, TrainingContext
 from tomosec.defenses.calibration import check_scans
-from tomosec.defenses.fourier_wedge import Wedge, why_not_wedge
 from tomosec.errors import NotApplicable
 from tomosec.geometry import Geometry
 from tomosec.operators import Projector
@@ -58,7 +58,9 @@ class ConsistentProjection(ScanPurifier):
     version: Literal[1] = 1
     needs: ClassVar[frozenset[Need]] = frozenset({"raw-sinogram", "geometry"})
     source: ClassVar[str] = "standard model-based reconstruction; purifier of this project"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-symmetrized", "ltgm-range-projected"})
+    adaptive: ClassVar[frozenset[str]] = frozenset(
+        {"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected", "ltgm-symmetrized"}
+    )
 
     method: Literal["complementary", "wedge", "cgls"] = "cgls"
     steps: Annotated[int, Field(ge=1, le=200)] = 4

@@ -10,6 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tomosec.consistency.residual import Residual
+from tomosec.consistency.spread import Spread
 from tomosec.defenses.base import (
     ModelContext,
     Need,
@@ -20,10 +22,10 @@ from tomosec.defenses.base import (
     SetVerdict,
     TrainingContext,
 )
-from tomosec.defenses.calibration import BATCH, MIN_HELD_OUT, Spread, check_scans, clean_scans, halves
+from tomosec.defenses.calibration import BATCH, MIN_HELD_OUT, check_scans, clean_scans, halves
 from tomosec.defenses.complementary_rays import ComplementaryRays
 from tomosec.defenses.reprojection_residual import ReprojectionResidual
-from tomosec.defenses.residuals import Residual, fit_spreads
+from tomosec.defenses.residuals import fit_spreads
 from tomosec.errors import InputError, NotApplicable
 from tomosec.geometry import Geometry
 from tomosec.randomness import generator
@@ -60,7 +62,7 @@ class CrossScanDetection(ScanSetDetection):
         everything, block, filled, seen = torch.zeros_like(flat[0]), torch.zeros_like(flat[0]), 0, 0
         for batch in scans.batches(BATCH):
             check_scans(batch, self.geometry, "cross-scan-residual")
-            z = self._residual.whitened(batch, self.spread).flatten(1).float().cpu()
+            z = self._residual.whitened(batch.line_integrals, batch.noise_sd, self.spread).flatten(1).float().cpu()
             everything += z.sum(0)
             for own in z:
                 block += own
@@ -135,7 +137,9 @@ class CrossScanResidual(ScanSetDetector):
     version: Literal[1] = 1
     needs: ClassVar[frozenset[Need]] = frozenset({"raw-sinogram", "geometry", "calibration-scans"})
     source: ClassVar[str] = "test of this project"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-symmetrized", "ltgm-range-projected"})
+    adaptive: ClassVar[frozenset[str]] = frozenset(
+        {"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected", "ltgm-symmetrized"}
+    )
 
     residual_of: Literal["auto", "complementary-rays", "reprojection-residual"] = "auto"
     statistic: Literal["max", "top"] = "max"
@@ -178,7 +182,7 @@ class CrossScanResidual(ScanSetDetector):
         sums: Tensor | None = None
         number = 0
         for scans in clean_scans(context, held[: whole * block], "cross-scan-residual"):
-            z = residual.whitened(scans, spread).float().cpu()
+            z = residual.whitened(scans.line_integrals, scans.noise_sd, spread).float().cpu()
             sums = torch.zeros(whole, *z.shape[1:]) if sums is None else sums
             for own in z:
                 sums[number // block] += own

@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
-
-from tomosec.defenses.residuals import Residual, ResidualDetector
-from tomosec.errors import InputError, LimitedAngleWarning
+from tomosec.consistency.half_scans import HalfDifference, why_not_halves
+from tomosec.consistency.residual import Residual
+from tomosec.defenses.residuals import ResidualDetector
 from tomosec.geometry import Geometry
-from tomosec.reconstruction.fbp import FBP
-
-
-class HalfDifference(Residual):
-    """R(even views) − R(odd views) inside the scan circle, (B, pixels), in 1/mm."""
-
-    exact_noise = False
-
-    def __init__(self, geometry: Geometry) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LimitedAngleWarning)  # what both images lack, their difference lacks
-            self._fbp = FBP(geometry)
-        self._circle = torch.from_numpy(geometry.scan_circle())
-        # FBP is linear, and half the views count double: 2 R(even) − 2 R(odd) is one reconstruction.
-        self._sign = 2.0 * (-1.0) ** torch.arange(geometry.views)[:, None]
-
-    def values(self, p: Tensor) -> Tensor:
-        """The difference."""
-        image: Tensor = self._fbp.to(p.device)(p * self._sign.to(p))
-        return image[:, 0, self._circle.to(p.device)].double()
-
-    def nominal(self, variance: Tensor) -> Tensor:
-        """The mean of the rays', at a level that the calibration finds."""
-        return variance.mean((1, 2, 3))[:, None]
 
 
 class HalfScanDisagreement(ResidualDetector):
@@ -48,17 +21,11 @@ class HalfScanDisagreement(ResidualDetector):
     kind: Literal["half-scan-disagreement"] = "half-scan-disagreement"
     version: Literal[1] = 1
     source: ClassVar[str] = "interleaved views as in noise estimation; test of this project"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-range-projected"})
+    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected"})
 
     def why_not_scan(self, geometry: Geometry) -> str:
         """Why there are no two images."""
-        if geometry.views < 4:
-            return f"needs 4 views or more; this scan has {geometry.views}"
-        try:
-            HalfDifference(geometry)
-        except InputError as error:
-            return str(error)
-        return ""
+        return why_not_halves(geometry)
 
     def residual(self, geometry: Geometry) -> Residual:
         """The difference of the two images."""

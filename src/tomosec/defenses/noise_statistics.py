@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tomosec.defenses.base import Scans
-from tomosec.defenses.residuals import Residual, ResidualDetector
+from tomosec.consistency.residual import Residual
+from tomosec.consistency.second_differences import SecondDifferences
+from tomosec.defenses.residuals import ResidualDetector
 from tomosec.geometry import Geometry
 
 
@@ -20,21 +21,21 @@ class NoiseFeatures(Residual):
 
     def __init__(self, geometry: Geometry, tiles: int) -> None:
         self._views, self._bins = geometry.sinogram_shape
+        self._second = SecondDifferences()
         self._rows, self._columns = min(tiles, self._views - 2), min(tiles, self._bins)
 
-    def measure(self, scans: Scans) -> tuple[Tensor, Tensor | None]:
+    def measure(self, p: Tensor, noise_sd: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The features of differences in units of the scan's own noise, where it has a model; they have no nominal variance."""
-        p = scans.line_integrals[:, 0].double()
-        second = p[:, 2:] - 2 * p[:, 1:-1] + p[:, :-2]
-        if scans.noise_sd is not None:
-            v = scans.noise_sd[:, 0].double().square()
-            variance = v[:, 2:] + 4 * v[:, 1:-1] + v[:, :-2]
-            second = second / (variance + 1e-6 * v.mean((1, 2), keepdim=True) + 1e-30).sqrt()
+        second = self._second.values(p)
+        if noise_sd is not None:
+            variance = noise_sd.double().square()
+            usual = variance[:, 0].mean((1, 2), keepdim=True)
+            second = second / (self._second.nominal(variance) + 1e-6 * usual + 1e-30).sqrt()
         return self._features(second), None
 
     def values(self, p: Tensor) -> Tensor:
         """The features of the differences as they are."""
-        return self.measure(Scans(p, ("",) * len(p)))[0]
+        return self.measure(p, None)[0]
 
     def nominal(self, variance: Tensor) -> None:
         """Not known: the features are not linear."""
@@ -69,7 +70,7 @@ class NoiseStatistics(ResidualDetector):
     kind: Literal["noise-statistics"] = "noise-statistics"
     version: Literal[1] = 1
     source: ClassVar[str] = "noise model: Whiting et al., Med. Phys. 33, 2006; test of this project"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-noise-shaped"})
+    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-consistent", "ltgm-noise-shaped"})
 
     tiles: int = Field(8, ge=1, le=64)
 

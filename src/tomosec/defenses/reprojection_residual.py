@@ -5,33 +5,11 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from tomosec.defenses.residuals import Residual, ResidualDetector
+from tomosec.consistency.reprojection import STEPS, Unexplained
+from tomosec.consistency.residual import Residual
+from tomosec.defenses.residuals import ResidualDetector
 from tomosec.geometry import Geometry
-from tomosec.operators import Projector
-from tomosec.reconstruction.iterative import cgls
-
-
-class Unexplained(Residual):
-    """p − A x of the x that CGLS finds in some steps, (B, views, bins)."""
-
-    exact_noise = False
-
-    def __init__(self, geometry: Geometry, steps: int) -> None:
-        self._projector, self._steps = Projector(geometry), steps
-
-    def values(self, p: Tensor) -> Tensor:
-        """What A x leaves of p."""
-        return (p - self._projector.unchecked(cgls(p, self._projector, steps=self._steps)))[:, 0].double()
-
-    def nominal(self, variance: Tensor) -> Tensor:
-        """That of the rays: the image takes up a part of the noise, which the calibration finds."""
-        return variance[:, 0]
-
-    def sinogram_map(self, z: Tensor) -> Tensor:
-        """Where it is."""
-        return z
 
 
 class ReprojectionResidual(ResidualDetector):
@@ -49,9 +27,9 @@ class ReprojectionResidual(ResidualDetector):
     kind: Literal["reprojection-residual"] = "reprojection-residual"
     version: Literal[1] = 1
     source: ClassVar[str] = "standard; steps by Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49:409, 1952"
-    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-range-projected"})
+    adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected"})
 
-    steps: Annotated[int, Field(ge=1, le=200)] = 10
+    steps: Annotated[int, Field(ge=1, le=200)] = STEPS
 
     def residual(self, geometry: Geometry) -> Residual:
         """What the image does not explain."""

@@ -10,7 +10,6 @@ clean scans (:mod:`tomosec.defenses.calibration`), z = (r - mean) / sd, and the 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -18,6 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tomosec.consistency.residual import Residual
+from tomosec.consistency.spread import Spread, SpreadFit
 from tomosec.defenses.base import (
     ModelContext,
     Need,
@@ -28,44 +29,11 @@ from tomosec.defenses.base import (
     ScanVerdicts,
     TrainingContext,
 )
-from tomosec.defenses.calibration import Halves, HeldOut, Spread, SpreadFit, check_scans, clean_scans, halves
+from tomosec.defenses.calibration import Halves, HeldOut, check_scans, clean_scans, halves
 from tomosec.errors import NotApplicable
 from tomosec.geometry import Geometry
 
 Statistic = Literal["chi2", "top"]
-
-
-class Residual(ABC):
-    """What a detector measures in a scan; one scan's numbers do not depend on another's.
-
-    Attributes:
-        exact_noise: whether :meth:`nominal` is the residual's variance under independent noise, not only proportional to it.
-        usual_variance: quantile of the elements' variances that few scans are shrunk to without a noise model; None for the mean.
-    """
-
-    exact_noise: ClassVar[bool] = True
-    usual_variance: ClassVar[float | None] = None
-
-    @abstractmethod
-    def values(self, p: Tensor) -> Tensor:
-        """(B, ...) float64 of line integrals (B, 1, views, bins)."""
-
-    @abstractmethod
-    def nominal(self, variance: Tensor) -> Tensor | None:
-        """Variance of :meth:`values`, broadcasting to it, from that of the rays (B, 1, views, bins); None where unknown."""
-
-    def sinogram_map(self, z: Tensor) -> Tensor | None:
-        """(B, views, bins) map of whitened values (B, ...); None where they have no place in the sinogram."""
-        return None
-
-    def whitened(self, scans: Scans, spread: Spread) -> Tensor:
-        """(B, ...) values in units of their clean spread."""
-        return spread.whiten(*self.measure(scans))
-
-    def measure(self, scans: Scans) -> tuple[Tensor, Tensor | None]:
-        """Values, and their nominal variance where the scans have a noise model."""
-        noise = scans.noise_sd
-        return self.values(scans.line_integrals), None if noise is None else self.nominal(noise.double().square())
 
 
 class ResidualDetection(ScanDetection):
@@ -86,7 +54,7 @@ class ResidualDetection(ScanDetection):
     def whitened(self, scans: Scans) -> Tensor:
         """(B, ...) residuals in units of their clean spread."""
         check_scans(scans, self.geometry, self.detector.model_dump()["kind"])
-        return self.residual.whitened(scans, self.spread)
+        return self.residual.whitened(scans.line_integrals, scans.noise_sd, self.spread)
 
     def score(self, scans: Scans) -> Tensor:
         """(B,) float64 on the CPU."""
@@ -180,7 +148,7 @@ def fit_spreads(residuals: Sequence[Residual], context: ScanContext, parts: Halv
     fits = [SpreadFit(exact=residual.exact_noise, usual=residual.usual_variance) for residual in residuals]
     for scans in clean_scans(context, parts.fit, who):
         for residual, fit in zip(residuals, fits, strict=True):
-            fit.update(*residual.measure(scans))
+            fit.update(*residual.measure(scans.line_integrals, scans.noise_sd))
         context.progress.advance(len(scans.keys))
     return [fit.finish() for fit in fits]
 
@@ -226,7 +194,7 @@ def calibrate_together(
     scores: list[list[Tensor]] = [[] for _ in detectors]
     for scans in clean_scans(context, parts.held_out, who):
         for members, residual, spread in zip(groups.values(), residuals, spreads, strict=True):
-            z = residual.whitened(scans, spread)
+            z = residual.whitened(scans.line_integrals, scans.noise_sd, spread)
             for i in members:
                 scores[i].append(detectors[i].statistic_of(z, spread).double().cpu())
         context.progress.advance(len(scans.keys))

@@ -81,6 +81,8 @@ SITES = {
 DATASETS = {"chest-phantom": "synthetic chest phantom"}
 KINDS = {
     "ltgm": "LTGM, a trigger learned in the sinogram",
+    "ltgm-body-confined": "LTGM projected from inside the body",
+    "ltgm-consistent": "LTGM optimized against all consistency tests",
     "ltgm-iterated": "LTGM in several gradient steps",
     "ltgm-noise-shaped": "LTGM shaped like the noise",
     "ltgm-range-projected": "LTGM projected on valid sinograms",
