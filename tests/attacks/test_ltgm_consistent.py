@@ -28,7 +28,7 @@ from tomosec.operators import Projector
 from tomosec.pipeline import ImagingChain, Pipeline
 from tomosec.reconstruction.fbp import FBP
 from tomosec.testing import tiny_context, tiny_network
-from tomosec.testing_scans import PhantomScans, phantom_context
+from tomosec.testing.scans import PhantomScans, phantom_context
 
 SCAN = FanBeam.ltgm().scaled(views=64, bins=48, shape=(32, 32))
 BUDGET_HU = 20.0
