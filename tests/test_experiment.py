@@ -145,7 +145,7 @@ def test_the_data_change_it() -> None:
 
 def test_the_version_of_a_component_changes_it() -> None:
     experiment = parse_experiment(BASE)
-    raised = experiment.model_copy(update={"attack": experiment.attack.model_copy(update={"version": 2})})  # type: ignore[union-attr]
+    raised = experiment.model_copy(update={"attack": experiment.attack.model_copy(update={"version": 10_000})})  # type: ignore[union-attr]
     assert raised.identity(MANIFEST) != experiment.identity(MANIFEST)
 
 

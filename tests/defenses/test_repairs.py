@@ -206,12 +206,12 @@ def test_the_mask_tells_benign_features_from_others():
 
 
 def test_neurons_are_those_of_the_normalization_where_there_is_one(backdoored):
-    from tomosec.analysis.architectures import VGG11, DenseNet121, ResNet18, SmallCNN
+    from tomosec.analysis.architectures import VGG11, VGG11BN, DenseNet121, ResNet18, SmallCNN
 
     assert neuron_layers(backdoored) == ["body.0", "body.4"]
     for config, norms, convolutions in (
         (SmallCNN(norm="batch"), 4, 0), (SmallCNN(norm="group"), 4, 0), (SmallCNN(norm="none"), 0, 4),
-        (VGG11(), 0, 9), (VGG11(batch_norm=True), 8, 1), (ResNet18(), 20, 0),
+        (VGG11(), 0, 9), (VGG11BN(), 8, 1), (ResNet18(), 20, 0),
     ):  # fmt: skip
         network = config.build(classes=2, shape=(64, 64), seed=0)
         kinds = [isinstance(network.get_submodule(name), nn.Conv2d) for name in neuron_layers(network)]

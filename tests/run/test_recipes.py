@@ -68,8 +68,8 @@ def test_the_architectures_are_every_surrogate_against_every_victim():
         for network in {e.network for e in experiments}:
             network.build(classes=2, shape=experiments[0].geometry.shape, seed=0)
     quick = recipe.experiments(preset="quick")
-    assert sum(e.surrogate is not None for e in quick) == 5
-    assert {e.network.kind for e in quick} == {"small-cnn", "vgg11-bn", "resnet18"}
+    two = {"small-cnn", "resnet18"}
+    assert {(e.surrogate.kind, e.network.kind) for e in quick if e.surrogate is not None} == {(a, b) for a in two for b in two}
     assert {e.seeds for e in quick} == {(0,)}
 
 
