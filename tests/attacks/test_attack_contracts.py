@@ -20,6 +20,7 @@ from tomosec.attacks.reconstruction_gradient import ReconstructionGradient
 from tomosec.attacks.refool import Refool
 from tomosec.attacks.sig import SIG
 from tomosec.component import components
+from tomosec.testing import attacks as contract
 from tomosec.testing import check_attack
 from tomosec.trigger import AdditiveTrigger
 
@@ -97,9 +98,9 @@ def test_the_contract_sees_a_gradient_that_is_not_the_slope():
     geometry = testing.tiny_geometry()
     data = torch.linspace(0, 1, 3 * 32 * 28).reshape(3, 1, 32, 28)
     whole, part = (cls(geometry=geometry, domain="measurement", strength=0.5) for cls in (DetectorShift, Detached))
-    testing._check_slope(whole, data, "whole")
+    contract._check_slope(whole, data, "whole")
     with pytest.raises(AssertionError, match="finite differences say"):
-        testing._check_slope(part, data, "part")
+        contract._check_slope(part, data, "part")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_the_contract_sees_a_gradient_that_is_not_the_slope():
 )
 def test_the_contract_sees_an_attack_that_takes_more_than_it_declares(domain, needs, look, message):
     with pytest.raises(AssertionError, match=message):
-        testing._check_needs(SimpleNamespace(domain=domain, needs=needs, make_trigger=look))
+        contract._check_needs(SimpleNamespace(domain=domain, needs=needs, make_trigger=look))
 
 
 class TwoFaced(Attack):
@@ -149,13 +150,13 @@ class CleanControl(Attack):
 )
 def test_the_contract_sees_an_attack_that_contradicts_itself(cls, message):
     trigger = SIG().make_trigger(testing.tiny_context())
-    testing._check_definition(Attack(), trigger)
+    contract._check_definition(Attack(), trigger)
     with pytest.raises(AssertionError, match=message):
-        testing._check_definition(cls(), trigger)
+        contract._check_definition(cls(), trigger)
 
 
 def test_an_attack_without_weights_is_shown_none():
     seen = []
     attack = SimpleNamespace(domain="image", needs=frozenset(), make_trigger=lambda context: seen.append(context.pipeline))
-    testing._check_needs(attack)
+    contract._check_needs(attack)
     assert seen == [None]
