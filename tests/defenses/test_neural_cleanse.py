@@ -45,7 +45,7 @@ def test_a_planted_patch_is_recovered_and_its_class_named():
 
 
 def test_the_score_is_the_ratio_and_has_a_calibrated_p_value(backdoored, honest):
-    settings = NeuralCleanse(steps=150)
+    settings = NeuralCleanse(steps=60)
     bad, good = settings.inspect(context(backdoored)), settings.inspect(context(honest))
     norms = sorted(bad.details["norms"])
     assert bad.score == pytest.approx(norms[1] / norms[0])

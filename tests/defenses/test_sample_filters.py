@@ -77,7 +77,7 @@ def test_order_and_offset_do_not_matter(kind):
     assert torch.allclose(other, scores[torch.from_numpy(order)], rtol=1e-2, atol=1e-2 * float(scores.max()))
 
 
-@pytest.mark.parametrize("kind", ["activation-clustering", "scan-untangling"])
+@pytest.mark.parametrize("kind", ["activation-clustering", pytest.param("scan-untangling", marks=pytest.mark.slow)])
 def test_where_nothing_is_planted_nothing_is_suspected(kind):
     flagged, few = 0, {"draws": 19} if kind == "scan-untangling" else {}
     for seed in range(20):

@@ -221,6 +221,7 @@ def test_fewer_scans_say_less_and_too_few_say_why():
     assert detection.judge(PhantomScans(SCAN, 13, seed=8)).p_value is not None
 
 
+@pytest.mark.slow
 def test_sets_of_clean_scans_have_super_uniform_p_values():
     p = []
     for group in range(20):
