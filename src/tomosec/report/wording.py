@@ -61,8 +61,12 @@ METRICS = {
     "patient_sensitivity": "Sensitivity per patient",
     "patient_specificity": "Specificity per patient",
     "patient_auroc": "AUROC per patient",
+    "der": "DER",
+    "precision_at_poisoned": "Poisoned among as many most suspicious",
+    "score_clean": "Score of the clean network",
+    "score_attacked": "Score of the attacked network",
 }
-_SHARES = ("accuracy", "asr", "success", "sensitivity", "specificity", "rate", "fraction")
+_SHARES = ("accuracy", "asr", "success", "sensitivity", "specificity", "rate", "fraction", "tpr_", "fpr_", "precision_")
 ACCESS = {
     "inference-data": "can change scans when they are read, but not the training of the network",
     "training-data": "can change some of the measured training scans and their labels, on which the network is trained honestly",
