@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from conftest import TINY
+from tiny_runs import TINY
 
 from tomosec.defenses import base
 from tomosec.experiment import parse_experiment

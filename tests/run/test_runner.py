@@ -30,7 +30,7 @@ from tomosec.trigger import load_trigger
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One finished tiny run, shared by the tests that only look at it."""
-    from tests.run.conftest import TINY
+    from tiny_runs import TINY
 
     from tomosec.experiment import parse_experiment
 
@@ -227,7 +227,7 @@ def test_a_failing_experiment_is_recorded_and_the_others_go_on(tiny, tmp_path):
 KILLED = """
 import os, signal, sys, json
 from pathlib import Path
-from tests.run.conftest import TINY
+from tiny_runs import TINY
 from tomosec.experiment import parse_experiment
 from tomosec.run import runner
 from tomosec.record import Store

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY
+from tiny_runs import TINY
 
 from tomosec.errors import InputError
 from tomosec.experiment import load_recipe, parse_experiment

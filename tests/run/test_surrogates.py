@@ -25,7 +25,7 @@ def with_surrogate(surrogate, **threat):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The white-box attack, one from a surrogate of the same kind, and one from another kind: one store."""
-    from tests.run.conftest import TINY
+    from tiny_runs import TINY
 
     from tomosec.experiment import parse_experiment
 

@@ -21,7 +21,7 @@ SETTINGS = [
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory):
     """One finished run with three settings, shared by the tests that only look at it."""
-    from tests.run.conftest import TINY
+    from tiny_runs import TINY
 
     from tomosec.experiment import parse_experiment
 
