@@ -227,7 +227,7 @@ def test_a_failing_experiment_is_recorded_and_the_others_go_on(tiny, tmp_path):
 KILLED = """
 import os, signal, sys, json
 from pathlib import Path
-from tiny_runs import TINY
+from tests.run.tiny_runs import TINY
 from tomosec.experiment import parse_experiment
 from tomosec.run import runner
 from tomosec.record import Store
