@@ -8,6 +8,7 @@ import pytest
 from tiny_runs import TINY
 
 from tomosec.defenses import base
+from tomosec.defenses.complementary_rays import ComplementaryRays
 from tomosec.experiment import parse_experiment
 from tomosec.record import Store
 from tomosec.report.build import build_report
@@ -109,3 +110,11 @@ def test_no_context_can_hold_a_trigger():
     for context in (base.ScanContext, base.ModelContext, base.TrainingContext):
         names = {field.name for field in dataclasses.fields(context)}
         assert not names & {"trigger", "attack", "poison", "target", "sources", "injection", "experiment"}
+
+
+def test_another_attack_on_the_chain_calibrates_nothing_anew_and_judges_clean_scans_alike(defended, monkeypatch):
+    record, store = defended
+    monkeypatch.setattr(ComplementaryRays, "calibrate", lambda self, context: pytest.fail("calibrated again"))
+    other = run(experiment(["complementary-rays"], attack={"kind": "constant-offset"}), out=store.root)
+    assert result(other, "complementary-rays").held_out == result(record, "complementary-rays").held_out
+    assert result(other, "complementary-rays").metrics["auroc"].value is not None

@@ -117,6 +117,20 @@ def clean_scans(context: ScanContext, positions: Sequence[int], who: str, batch:
             yield chosen
 
 
+def rank_p_values(scores: Tensor, held_out: Tensor, weights: Tensor | None = None) -> Tensor:
+    """(B,) float64 p-values of scores (B,): one more than the clean scores at least as high, over one more than all of them.
+
+    Args:
+        scores: (B,).
+        held_out: (n,) scores of clean samples that nothing was fitted to.
+        weights: (n,) one over the number of samples of the same patient; each counts for itself if not given.
+    """
+    scores, held_out = (values.detach().double().cpu().flatten() for values in (scores, held_out))
+    weights = torch.ones_like(held_out) if weights is None else weights
+    above = (held_out[None, :] >= scores[:, None]).double() @ weights
+    return ((1 + above) / (round(float(weights.sum())) + 1)).clamp(max=1.0)
+
+
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """Scores of the held-out clean scans.
@@ -138,9 +152,7 @@ class HeldOut:
         """(B,) p-values of scores (B,); None with fewer than :data:`MIN_HELD_OUT` patients."""
         if self.patients < MIN_HELD_OUT:
             return None
-        scores = scores.detach().double().cpu()
-        above = (self.scores[None, :] >= scores[:, None]).double() @ self.weights
-        return ((1 + above) / (self.patients + 1)).clamp(max=1.0)
+        return rank_p_values(scores, self.scores, self.weights)
 
     def tensors(self) -> dict[str, Tensor]:
         """For a profile."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -170,19 +170,7 @@ class Consistency(ScanDetector):
     source: ClassVar[str] = "combination: Liu and Xie, J. Am. Stat. Assoc. 115, 2020; members see their own"
     adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected"})
 
-    members: Annotated[tuple[Member, ...], Field(min_length=1)] = (
-        "complementary-rays",
-        "complementary-rays-top",
-        "helgason-ludwig",
-        "fourier-wedge",
-        "fourier-wedge-top",
-        "pairwise-consistency",
-        "reprojection-residual",
-        "reprojection-residual-top",
-        "air-rays",
-        "noise-statistics",
-        "half-scan-disagreement",
-    )
+    members: Annotated[tuple[Member, ...], Field(min_length=1)] = get_args(Member)
 
     def applicable(self, geometry: Geometry) -> dict[str, ResidualDetector]:
         """The members that apply to a geometry."""

@@ -11,9 +11,9 @@ from pydantic import Field
 from scipy.fft import dctn
 from torch import Tensor
 
-from tomosec.defenses._calibration import p_values
 from tomosec.defenses._samples import gather, insist, too_few
 from tomosec.defenses.base import InputDetection, InputDetector, ModelContext, Need, ScanContext, TrainingContext
+from tomosec.defenses.calibration import rank_p_values
 from tomosec.randomness import generator
 
 
@@ -81,7 +81,7 @@ class FrequencyDetection(InputDetection):
 
     def p_value(self, score: Tensor) -> Tensor:
         """(B,) chance of a clean slice to score at least this high."""
-        return p_values(score, self.calibration)
+        return rank_p_values(score, self.calibration)
 
 
 def band_features(images: Tensor, bands: int, lowest: int) -> NDArray[np.float64]:

@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from tomosec.analysis.networks import Classifier
-from tomosec.defenses._calibration import p_values
 from tomosec.defenses._layers import copied, finished, logits
 from tomosec.defenses._samples import CHUNK, LabeledImages, gather, insist
 from tomosec.defenses.base import Inspection, Inspector, ModelContext, Need, ScanContext, TrainingContext
+from tomosec.defenses.calibration import rank_p_values
 from tomosec.hounsfield import HU_RANGE, hu_to_mu
 from tomosec.randomness import generator
 
@@ -97,7 +97,7 @@ class NeuralCleanse(Inspector):
     @staticmethod
     def p_value(score: float, clean_scores: Tensor) -> float:
         """Chance of a clean network to score at least this high, from the scores (n,) of clean networks."""
-        return float(p_values(torch.tensor([score], dtype=torch.float64), clean_scores)[0])
+        return float(rank_p_values(torch.tensor([score], dtype=torch.float64), clean_scores)[0])
 
     def reverse(self, context: ModelContext) -> list[ReversedTrigger]:
         """The smallest patch of each class, in the order of the classes."""

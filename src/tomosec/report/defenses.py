@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tomosec.record import DefenseResult, Record
 from tomosec.report import wording
-from tomosec.report.tables import Cell, Footnotes, Table, estimate_cell
+from tomosec.report.tables import Cell, Footnotes, Table, estimate_cell, summary_cell
 
 ROLES = {
     "scan-detector": "detects scans",
@@ -113,7 +113,4 @@ def _condition(record: Record, model: str, shown: str, metric: str, notes: Footn
     found = [e for seed in record.seeds if (e := seed.metric(model, shown, metric)) is not None]
     if len(found) == 1:
         return estimate_cell(metric, found[0], notes, with_n=False)
-    summary = record.summary.get(f"{model}/{shown}/{metric}")
-    if summary is None or summary.mean is None:
-        return Cell(wording.DASH)
-    return Cell(wording.value(metric, summary.mean), wording.spread(metric, summary), summary.mean)
+    return summary_cell(record, f"{model}/{shown}/{metric}", metric)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from markupsafe import Markup
@@ -10,7 +11,7 @@ from markupsafe import Markup
 from tomosec.record import Record
 from tomosec.report import wording
 from tomosec.report.figures import Line, Point, line_plot
-from tomosec.report.tables import Cell, Table
+from tomosec.report.tables import Cell, Table, summary_cell
 from tomosec.varying import flatten
 
 BUDGET = "threat.budget.value"
@@ -62,12 +63,8 @@ def overview_table(records: Sequence[Record], names: Sequence[str]) -> Table:
 
 
 def _mean(record: Record, key: str, name: str) -> Cell:
-    summary = record.summary.get(key)
-    if summary is None or summary.mean is None:
-        return Cell(wording.DASH)
-    several = len([value for value in summary.values.values() if value is not None]) > 1
-    text = wording.spread(name, summary) if several else ""
-    return Cell(wording.value(name, summary.mean), "all equal" if text.endswith("every seed") else text, summary.mean)
+    cell = summary_cell(record, key, name)
+    return replace(cell, small="all equal") if cell.small.endswith("every seed") else cell
 
 
 def states(records: Sequence[Record]) -> str:

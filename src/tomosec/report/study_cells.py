@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -11,7 +11,7 @@ from tomosec.metrics.statistics import Estimate
 from tomosec.record import Record
 from tomosec.report import wording
 from tomosec.report.figures import Point
-from tomosec.report.tables import Cell, Footnotes, Table, estimate_cell
+from tomosec.report.tables import Cell, Footnotes, Table, estimate_cell, summary_cell
 from tomosec.varying import differing, flatten
 
 DOMAINS = ("image domain", "measurement domain", "image pattern carried into the sinogram")
@@ -86,18 +86,13 @@ def metric_cell(record: Record, source: Source, notes: Footnotes, *, strong: boo
     if len(record.seeds) == 1 and found:
         cell = estimate_cell(source[2], found[0], notes, with_n=False)
         return Cell(cell.text, cell.small.removeprefix("95% interval "), cell.sort, strong)
-    summary = record.summary.get("/".join(source))
-    if summary is None or summary.mean is None:
-        return Cell(wording.DASH)
-    return Cell(wording.value(source[2], summary.mean), wording.spread(source[2], summary), summary.mean, strong)
+    cell = summary_cell(record, "/".join(source), source[2])
+    return replace(cell, strong=strong and cell.sort is not None)
 
 
 def stealth_cell(record: Record, name: str) -> Cell:
     """How visible the change is, mean over the seeds."""
-    summary = record.summary.get(f"stealth/{name}")
-    if summary is None or summary.mean is None:
-        return Cell(wording.DASH)
-    return Cell(wording.value(name, summary.mean), sort=summary.mean)
+    return replace(summary_cell(record, f"stealth/{name}", name), small="")
 
 
 def misread_cell(record: Record, notes: Footnotes, shown: str = "clean") -> Cell:

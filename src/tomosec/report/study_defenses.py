@@ -19,7 +19,7 @@ from tomosec.report.study_cells import (
     stealth_cell,
 )
 from tomosec.report.study_figures import matrix_plot
-from tomosec.report.tables import Cell, Footnotes, Table, estimate_cell
+from tomosec.report.tables import Cell, Footnotes, Table, estimate_cell, summary_cell
 from tomosec.study import Study
 
 #: Roles that have an AUROC of triggered against clean scans or images.
@@ -244,10 +244,8 @@ def _defense_cell(record: Record, name: str, metric: str, notes: Footnotes) -> C
         cell = estimate_cell(metric, found[0], Footnotes(), with_n=False)
         small = "" if found[0].low is None else cell.small.split(" [")[0].removeprefix("95% interval ")
         return Cell(cell.text, small, cell.sort)
-    summary = record.summary.get(f"defense/{name}/{metric}")
-    if summary is None or summary.mean is None:
-        return Cell(wording.DASH + notes.mark(found[0].note if found else ""))
-    return Cell(wording.value(metric, summary.mean), wording.spread(metric, summary), summary.mean)
+    cell = summary_cell(record, f"defense/{name}/{metric}", metric)
+    return cell if cell.sort is not None else Cell(wording.DASH + notes.mark(found[0].note if found else ""))
 
 
 def _behind(record: Record, name: str, shown: str, metric: str, notes: Footnotes) -> Cell:

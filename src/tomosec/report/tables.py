@@ -91,6 +91,15 @@ def estimate_cell(name: str, estimate: Estimate | None, notes: Footnotes, *, wit
     return Cell(wording.value(name, estimate.value), "; ".join(parts), estimate.value)
 
 
+def summary_cell(record: Record, key: str, name: str) -> Cell:
+    """Mean over the seeds of ``record.summary[key]``, the metric ``name``; with their range where there are several."""
+    summary = record.summary.get(key)
+    if summary is None or summary.mean is None:
+        return Cell(wording.DASH)
+    several = len([value for value in summary.values.values() if value is not None]) > 1
+    return Cell(wording.value(name, summary.mean), wording.spread(name, summary) if several else "", summary.mean)
+
+
 def conditions(record: Record) -> list[tuple[str, str]]:
     """Every (model, input) that any seed has, in the order of the first seed that has it."""
     found: dict[tuple[str, str], None] = {}

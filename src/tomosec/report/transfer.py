@@ -8,7 +8,7 @@ from typing import Any
 from tomosec.metrics.table import input_at
 from tomosec.record import Record
 from tomosec.report import wording
-from tomosec.report.tables import Cell, Footnotes, Table, estimate_cell
+from tomosec.report.tables import Cell, Footnotes, Table, estimate_cell, summary_cell
 from tomosec.setting import SCAN_FIELDS
 from tomosec.varying import flatten
 
@@ -68,18 +68,10 @@ def _cells(record: Record, setting: str, columns: Sequence[tuple[str, str, str, 
             found = record.seeds[0].metric(model, input_at(shown, setting), metric)
             out.append(estimate_cell(metric, found, notes, with_n=False))
         else:
-            out.append(_mean(record, f"{model}/{input_at(shown, setting)}/{metric}", metric))
+            out.append(summary_cell(record, f"{model}/{input_at(shown, setting)}/{metric}", metric))
     if len(columns) == len(COLUMNS):
-        out.append(unreached if reasons else _mean(record, f"{input_at('stealth', setting)}/rmse_hu", "rmse_hu"))
+        out.append(unreached if reasons else summary_cell(record, f"{input_at('stealth', setting)}/rmse_hu", "rmse_hu"))
     return out
-
-
-def _mean(record: Record, key: str, metric: str) -> Cell:
-    summary = record.summary.get(key)
-    if summary is None or summary.mean is None:
-        return Cell(wording.DASH)
-    several = len([value for value in summary.values.values() if value is not None]) > 1
-    return Cell(wording.value(metric, summary.mean), wording.spread(metric, summary) if several else "", summary.mean)
 
 
 def _changes(experiment: Mapping[str, Any], setting: Mapping[str, Any]) -> str:

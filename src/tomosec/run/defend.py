@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -23,14 +24,18 @@ from tomosec.defenses.base import (
     Repair,
     SampleFilter,
     ScanContext,
+    ScanDetection,
     ScanDetector,
     ScanPurifier,
     Scans,
+    ScanSetDetection,
     ScanSetDetector,
     TrainingContext,
     TrainingDefense,
 )
+from tomosec.defenses.calibration import HeldOut
 from tomosec.errors import NotApplicable
+from tomosec.geometry import Geometry
 from tomosec.metrics.attack import auroc_estimate
 from tomosec.metrics.detection import detection_metrics
 from tomosec.metrics.statistics import Estimate
@@ -39,6 +44,21 @@ from tomosec.pipeline import Injection
 from tomosec.record import DefenseResult
 from tomosec.run.chain import BATCH, MeasuredSamples
 from tomosec.run.granted import MeasuredScans, UnderAttack, model_context, scan_context, training_context
+from tomosec.tensorfile import read_tensors, write_tensors
+
+_D = TypeVar("_D", bound=ScanDetection | ScanSetDetection)
+_D_co = TypeVar("_D_co", bound=ScanDetection | ScanSetDetection, covariant=True)
+
+
+class _Calibratable(Protocol[_D_co]):
+    """What detectors of scans and of sets of scans have in common."""
+
+    def why_not(self, context: ScanContext) -> str: ...
+
+    def calibrate(self, context: ScanContext) -> _D_co: ...
+
+    def restore(self, tensors: Mapping[str, Tensor], geometry: Geometry) -> _D_co: ...
+
 
 #: Sizes of the sets that set detectors judge; sets are of scans of different patients as far as there are.
 SET_SIZES = (10, 30)
@@ -114,33 +134,56 @@ def _who(attack: UnderAttack, positions: Sequence[int]) -> tuple[list[str], list
 
 def _detector(defense: ScanDetector, name: str, attack: UnderAttack) -> _Outcome:
     context = scan_context(attack)
-    _require(defense, context)
-    detection, positions = defense.calibrate(context), _sources(attack)
-    scores: list[Tensor] = []
-    p_values: list[Tensor | None] = []
+    detection, positions = _calibrated(defense, context, attack), _sources(attack)
+    judged: list[tuple[Tensor, Tensor | None]] = []
     for trigger in (None, attack.trigger):
         parts = [detection.judge(scans) for scans in MeasuredScans(attack.chain, attack.test, positions, trigger).batches(BATCH)]
-        scores.append(torch.cat([part.score.cpu() for part in parts]))
-        found = [part.p_value for part in parts]
-        p_values.append(torch.cat([p.cpu() for p in found if p is not None]) if all(p is not None for p in found) else None)
+        found = [part.p_value.cpu() for part in parts if part.p_value is not None]
+        judged.append((torch.cat([part.score.cpu() for part in parts]), torch.cat(found) if len(found) == len(parts) else None))
+    return _Outcome(
+        _detection(attack, positions, judged, detection.held_out), clean_slices=len(context.clean), held_out=detection.held_out
+    )
+
+
+def _calibrated(defense: _Calibratable[_D], context: ScanContext, attack: UnderAttack) -> _D:
+    """A calibrated detector: an artifact, since clean scans are the same for every attack on a chain and seed.
+
+    Raises:
+        NotApplicable: it does not apply to this chain.
+    """
+    if reason := defense.why_not(context):
+        raise NotApplicable(reason)
+
+    def make(folder: Path) -> dict[str, Any]:
+        write_tensors(folder / "detector.safetensors", defense.calibrate(context).tensors(), {})
+        return {}
+
+    key = {**attack.chain.key, "detector": defense, "seed": attack.seed}
+    folder = attack.artifacts.get("detector", key, make).folder
+    return defense.restore(read_tensors(folder / "detector.safetensors")[0], context.geometry)
+
+
+def _detection(
+    attack: UnderAttack, positions: Sequence[int], judged: Sequence[tuple[Tensor, Tensor | None]], held_out: int
+) -> dict[str, Estimate]:
+    """Metrics of the scores and p-values of clean test slices and of the same slices with the trigger."""
     patients, targets = _who(attack, positions)
-    metrics = detection_metrics(
-        scores[0].numpy(),
-        scores[1].numpy(),
+    (clean, clean_p), (triggered, triggered_p) = judged
+    return detection_metrics(
+        clean.numpy(),
+        triggered.numpy(),
         patients,
         targets,
-        clean_p=None if p_values[0] is None else p_values[0].numpy(),
-        triggered_p=None if p_values[1] is None else p_values[1].numpy(),
-        held_out=detection.held_out,
+        clean_p=None if clean_p is None else clean_p.numpy(),
+        triggered_p=None if triggered_p is None else triggered_p.numpy(),
+        held_out=held_out,
         class_names=attack.chain.classes,
     )
-    return _Outcome(metrics, clean_slices=len(context.clean), held_out=detection.held_out)
 
 
 def _set_detector(defense: ScanSetDetector, name: str, attack: UnderAttack) -> _Outcome:
     context = scan_context(attack)
-    _require(defense, context)
-    detection = defense.calibrate(context)
+    detection = _calibrated(defense, context, attack)
     # One slice per patient first, so that a set is of as many patients as there are.
     seen: dict[str, int] = {}
     ranked = []
@@ -262,34 +305,14 @@ def _input_detector(defense: InputDetector, name: str, attack: UnderAttack) -> _
             out.append(detection.score(clean if triggered is None else triggered).double().cpu())
         return torch.cat(out)
 
-    held = [score(attack.validation, halves[1], None)] if halves[1] else []
     names = [attack.validation.entries[i].patient for i in halves[1]]
+    weights = torch.tensor([1 / names.count(patient) for patient in names], dtype=torch.float64)
+    held_out = HeldOut(score(attack.validation, halves[1], None) if halves[1] else weights, weights)
     clean, triggered = (score(attack.test, positions, trigger) for _, trigger in _shown(attack))
-    who, targets = _who(attack, positions)
-    calibration = _patient_p(held[0], names) if held else None
-    metrics = detection_metrics(
-        clean.numpy(),
-        triggered.numpy(),
-        who,
-        targets,
-        clean_p=None if calibration is None else calibration(clean).numpy(),
-        triggered_p=None if calibration is None else calibration(triggered).numpy(),
-        held_out=len(set(names)),
-        class_names=attack.chain.classes,
+    judged = [(scores, held_out.p_values(scores)) for scores in (clean, triggered)]
+    return _Outcome(
+        _detection(attack, positions, judged, held_out.patients), clean_slices=len(halves[0]), held_out=held_out.patients
     )
-    return _Outcome(metrics, clean_slices=len(halves[0]), held_out=len(set(names)))
-
-
-def _patient_p(scores: Tensor, patients: Sequence[str]) -> Callable[[Tensor], Tensor]:
-    """p-values whose unit is the patient: each of a patient's m slices counts 1/m."""
-    weight = torch.tensor([1 / patients.count(name) for name in patients], dtype=torch.float64)
-    n = len(set(patients))
-
-    def p_values(found: Tensor) -> Tensor:
-        above = (scores[None, :] >= found[:, None]).double() @ weight
-        return ((1 + above) / (n + 1)).clamp(max=1.0)
-
-    return p_values
 
 
 def _inspector(defense: Inspector, name: str, attack: UnderAttack) -> _Outcome:

@@ -18,6 +18,7 @@ from tomosec.errors import NotApplicable
 from tomosec.pipeline import Injection
 from tomosec.progress import Progress
 from tomosec.randomness import torch_seed
+from tomosec.run.artifacts import Artifacts
 from tomosec.run.chain import BATCH, Chain, MeasuredSamples
 
 
@@ -112,6 +113,7 @@ class UnderAttack:
     attacked: Classifier
     trigger: Injection
     poison: Poison
+    artifacts: Artifacts
     progress: Progress
 
 

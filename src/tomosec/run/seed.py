@@ -134,6 +134,7 @@ class SeedRunner:
             attacked=self._models["attacked"].network,
             trigger=at_test,
             poison=Poison.of(cast(Attack, self._experiment.attack), trained),
+            artifacts=self._artifacts,
             progress=self._progress,
         )
         tables, self._defenses = evaluate_defenses(cast(Sequence[Defense], self._experiment.defenses), attack)
