@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import Field, ValidationError
@@ -30,6 +30,7 @@ MARKER = "tomosec-store.json"
 #: A run whose heartbeat is older than this is taken for dead by ``status``; the lock, not the clock, decides who may run.
 STALE_AFTER = timedelta(minutes=10)
 
+_V = TypeVar("_V", bound=Value)
 Status = Literal["started", "success", "error", "not-applicable"]
 
 
@@ -247,6 +248,34 @@ def now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
+def read_value(path: Path, cls: type[_V], what: str, schema: int, *, missing: str = "no such file") -> _V:
+    """Read a value of ours from JSON.
+
+    Args:
+        path: the file.
+        cls: the value's class, which has a ``schema_version``.
+        what: names it in messages.
+        schema: the one that this version reads.
+        missing: what to say where there is no file.
+
+    Raises:
+        InputError: no such file, not JSON, another schema, or a field that is wrong.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: {missing}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable {what} ({error})") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != schema:
+        raise InputError(f"{path}: {what} schema {version}; this version of tomosec reads schema {schema}")
+    try:
+        return cls.model_validate(content)
+    except ValidationError as error:
+        raise InputError(describe_validation_error(error, str(path))) from error
+
+
 class Store:
     """A folder of runs.
 
@@ -297,19 +326,7 @@ class Store:
             InputError: no such run, or a record that this version cannot read.
         """
         path = self.folder(experiment_id) / "record.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: no such run") from error
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: not a readable record ({error})") from error
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if version != SCHEMA_VERSION:
-            raise InputError(f"{path}: record schema {version}; this version of tomosec reads schema {SCHEMA_VERSION}")
-        try:
-            record = Record.model_validate(content)
-        except ValidationError as error:
-            raise InputError(describe_validation_error(error, str(path))) from error
+        record = read_value(path, Record, "record", SCHEMA_VERSION, missing="no such run")
         if record.id != experiment_id:
             raise InputError(f"{path}: the record of run {record.id} lies in the folder of {experiment_id}")
         return record

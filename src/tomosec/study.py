@@ -6,18 +6,14 @@ run may belong to several studies; it is computed once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from pydantic import ValidationError
-
-from tomosec.component import Value, describe_validation_error
-from tomosec.errors import InputError
+from tomosec.component import Value
 from tomosec.experiment import StudyKind, digest
 from tomosec.files import write_text
 from tomosec.metrics.statistics import Estimate
-from tomosec.record import Store
+from tomosec.record import Store, read_value
 
 STUDY_SCHEMA = 1
 
@@ -85,23 +81,12 @@ def write_study(store: Store, study: Study) -> None:
 
 
 def read_studies(store: Store) -> list[Study]:
-    """Every study of a store, by kind in the order of :data:`STUDIES`, then by name.
+    """Every study of a store, by kind in the order of :data:`~tomosec.experiment.StudyKind`, then by name.
 
     Raises:
         InputError: a file that this version cannot read.
     """
-    found: list[Study] = []
-    for path in sorted((store.root / "studies").glob("*.json")):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: not a readable study ({error})") from error
-        version = content.get("schema_version") if isinstance(content, dict) else None
-        if version != STUDY_SCHEMA:
-            raise InputError(f"{path}: study schema {version}; this version of tomosec reads schema {STUDY_SCHEMA}")
-        try:
-            found.append(Study.model_validate(content))
-        except ValidationError as error:
-            raise InputError(describe_validation_error(error, str(path))) from error
+    paths = sorted((store.root / "studies").glob("*.json"))
+    found = [read_value(path, Study, "study", STUDY_SCHEMA) for path in paths]
     order: Sequence[str] = get_args(StudyKind)
     return sorted(found, key=lambda study: order.index(study.kind))

@@ -112,7 +112,7 @@ def test_no_context_can_hold_a_trigger():
         assert not names & {"trigger", "attack", "poison", "target", "sources", "injection", "experiment"}
 
 
-def test_another_attack_on_the_chain_calibrates_nothing_anew_and_judges_clean_scans_alike(defended, monkeypatch):
+def test_another_attack_on_the_chain_calibrates_nothing_anew(defended, monkeypatch):
     record, store = defended
     monkeypatch.setattr(ComplementaryRays, "calibrate", lambda self, context: pytest.fail("calibrated again"))
     other = run(experiment(["complementary-rays"], attack={"kind": "constant-offset"}), out=store.root)
