@@ -54,3 +54,12 @@ def test_labels_say_what_sets_each_apart():
     assert labels(several[:1]) == [""]
     carrying = [{"kind": "projected", "attack": PATCH}, LTGM]
     assert labels([experiment(attack) for attack in carrying]) == ["attack projected", "attack ltgm"]
+
+
+def test_defenses_tell_apart_what_nothing_else_does():
+    strip, tuning = ({"kind": kind, "version": 1} for kind in ("strip", "fine-tuning"))
+    assert labels([experiment(LTGM, defenses=[strip]), experiment(PATCH, defenses=[tuning])]) == ["attack ltgm", "attack badnets"]
+    assert labels([experiment(LTGM, defenses=[strip]), experiment(LTGM, defenses=[strip, tuning])]) == [
+        "defenses strip",
+        "defenses strip, fine-tuning",
+    ]

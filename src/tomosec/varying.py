@@ -7,6 +7,8 @@ from typing import Any
 
 #: Fields that name an experiment to people and change no number.
 DESCRIPTIVE = frozenset({"title", "description"})
+#: Fields that are measured on a chain and an attack without changing them.
+OBSERVING = frozenset({"defenses"})
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -23,12 +25,20 @@ def differing(experiments: Sequence[Mapping[str, Any]]) -> list[str]:
     """Fields that tell experiments apart, in their order; titles do not count.
 
     A field of a component counts where it differs among components of the same kind: what only one kind has follows from the
-    kind, which is a field itself. A component that is missing in some counts by its kind.
+    kind, which is a field itself. A component that is missing in some counts by its kind. Defenses, long as they are, count
+    only where nothing else tells some of the experiments apart.
     """
     flat = [flatten(experiment) for experiment in experiments]
     names = dict.fromkeys(name for fields in flat for name in fields)
     parents = {".".join(parts[:k]) for name in names if (parts := name.split(".")) for k in range(1, len(parts))}
-    return [name for name in names if name not in parents and name.split(".")[0] not in DESCRIPTIVE and _differs(name, flat)]
+    found = [name for name in names if name not in parents and name.split(".")[0] not in DESCRIPTIVE and _differs(name, flat)]
+    without = [name for name in found if name not in OBSERVING]
+    return without if _distinct(without, flat) == _distinct(found, flat) else found
+
+
+def _distinct(names: Sequence[str], flat: Sequence[Mapping[str, Any]]) -> int:
+    """How many of the experiments some fields tell apart."""
+    return len({repr([fields.get(name) for name in names]) for fields in flat})
 
 
 def _differs(name: str, flat: Sequence[Mapping[str, Any]]) -> bool:
@@ -55,4 +65,6 @@ def labels(experiments: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _plain(value: Any) -> str:
-    return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, Mapping) and "kind" in value:
+        return str(value["kind"])
+    return "none" if value is None else ", ".join(map(_plain, value)) if isinstance(value, (list, tuple)) else str(value)

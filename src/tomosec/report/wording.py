@@ -361,7 +361,7 @@ def surrogate(experiment: Mapping[str, Any]) -> str:
 
 
 def plain(item: Any) -> str:
-    """A configuration value in a table cell; what has a name, as a scan setting has, is called by it."""
+    """A configuration value in a table cell; what has a name is called by it, a listed component by its kind."""
     if item is None:
         return "none"
     if isinstance(item, bool):
@@ -369,7 +369,7 @@ def plain(item: Any) -> str:
     if isinstance(item, float):
         return f"{item:g}"
     if isinstance(item, Sequence) and not isinstance(item, str):
-        return ", ".join(plain(part) for part in item)
+        return ", ".join(str(part["kind"]) if isinstance(part, Mapping) and "kind" in part else plain(part) for part in item)
     if isinstance(item, Mapping) and "name" in item:
         return str(item["name"])
     if isinstance(item, Mapping):
