@@ -40,9 +40,10 @@ def defenses_table(record: Record) -> Table | None:
         results = [result for seed in record.seeds for result in seed.defenses if result.name == name]
         first = results[0]
         title = Cell(name, ROLES.get(first.role, first.role))
-        applicable = [result for result in results if not result.why_not]
+        applicable = [result for result in results if not (result.why_not or result.failed)]
         if not applicable:
-            rows.append((title, Cell("not applicable" + notes.mark(first.why_not)), *[Cell(wording.DASH)] * (len(DETECTION) + 5)))
+            said = Cell(f"failed{notes.mark(first.failed)}" if first.failed else f"not applicable{notes.mark(first.why_not)}")
+            rows.append((title, said, *[Cell(wording.DASH)] * (len(DETECTION) + 5)))
             continue
         detection = [_detection(applicable, metric, notes) for _, metric in DETECTION]
         after = [

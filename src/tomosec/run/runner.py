@@ -199,7 +199,8 @@ def _finish(record: Record, chain: Chain, runs: list[SeedRun], folder: Path, sec
             "physics": _physics(chain, runs[0].why_not_linear),
         }
     )
-    return record.model_copy(update={"severity": severity(record), "untested": untested(record)})
+    warnings = record.warnings + record.failures
+    return record.model_copy(update={"severity": severity(record), "untested": untested(record), "warnings": warnings})
 
 
 def _transfer_notes(seeds: tuple[SeedResult, ...]) -> tuple[str, ...]:
