@@ -15,7 +15,7 @@ from tomosec.metrics.table import SampleTable
 from tomosec.progress import Progress
 from tomosec.record import Record, Store
 from tomosec.run.chain import identify
-from tomosec.run.executors import Executor, execute
+from tomosec.run.executors import Executor, execute_identified
 from tomosec.study import Comparison, ModelDetection, Study, write_study
 from tomosec.threat import Goal
 
@@ -46,11 +46,14 @@ def run_study(
     """
     assert recipe.study is not None
     store = Store(out, create=True)
-    cells = tuple(dict.fromkeys(identify(experiment, data, store)[1] for experiment in experiments))
+    identified = identify(experiments, data, store)
+    cells = tuple(dict.fromkeys(item.identity for item in identified))
     study = Study(kind=recipe.study, title=recipe.title, recipe=Path(recipe.source).name, preset=preset or "", cells=cells)
     write_study(store, study)
     try:
-        return execute(experiments, executor=executor, workers=workers, data=data, out=out, device=device, progress=progress)
+        return execute_identified(
+            identified, store, executor=executor, workers=workers, data=data, device=device, progress=progress
+        )
     finally:
         # Whatever is complete is compared, also when the rest was interrupted.
         found = {"comparisons": compare(store, cells), "inspections": inspections(store, cells)}
