@@ -256,6 +256,7 @@ def test_a_defense_that_fails_loses_nothing_and_is_tried_again(defended, monkeyp
     assert failed.failed.startswith("ZeroDivisionError: division by zero (test_defended_runs.py, line ")
     assert failed.metrics == {}
     assert record.failures[0] in record.warnings
+    assert not any("fine-tuning" in item for item in record.untested)
     assert record.seeds[0].metric("attacked", "triggered", "asr") is not None
     assert result(record, "complementary-rays").metrics["auroc"].value is not None
     text = [[cell.text for cell in row] for row in defenses_table(record).rows]
