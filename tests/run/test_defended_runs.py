@@ -101,6 +101,8 @@ def test_the_report_shows_defenses_and_what_was_not_adaptive(defended, tmp_path)
     record, store = defended
     table = defenses_table(record)
     assert [row[0].text for row in table.rows] == CONTROL
+    n = result(record, "strip").metrics["auroc"].n
+    assert f"n\u00a0=\u00a0{n}\u00a0slices" in table.notes[0]
     assert "not applicable" in table.rows[-1][1].text
     page = build_report(store, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Would anyone notice?" in page

@@ -71,12 +71,15 @@ def defenses_table(record: Record) -> Table | None:
     head = ("Defense", "Adaptive attack", *(title for title, _ in DETECTION), "ASR behind it", "Clean accuracy behind it")
     head += () if two else ("Robust accuracy behind it",)
     without = [_condition(record, "attacked", *what, Footnotes()).text for what in rates]
+    judged = [e for seed in record.seeds for r in seed.defenses if r.role != "sample-filter" and (e := r.metrics.get("auroc"))]
+    n = f" ({wording.counted(judged[0])} per seed, both together)" if judged else ""
     robust = "" if two else f", robust accuracy {without[2]}"
     said = (
         f"Without a defense: ASR {without[0]}, clean accuracy {without[1]}{robust}. Clean data for fitting are validation "
         "slices; thresholds come from them alone, and the attack's budget and the early stopping of the trainings were chosen on "
-        "them. Detection is of triggered source slices among the same slices without the trigger. DER is 0.5 where a defense "
-        "changes nothing, 1 at best. A defense without an adaptive attack may fail against one made so."
+        f"them. Detection is of triggered source slices among the same slices without the trigger{n}; of filters, of poisoned "
+        "slices among all training slices. DER is 0.5 where a defense changes nothing, 1 at best. A defense without an adaptive "
+        "attack may fail against one made so."
     )
     said += " With two classes robust accuracy is 1 − ASR." if two else ""
     return Table("Would anyone notice?", (*head, "DER", "Other", "Time"), tuple(rows), (said, *notes.lines()))

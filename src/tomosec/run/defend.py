@@ -106,11 +106,12 @@ def _facts(defense: Defense, name: str, kind: str, **fields: Any) -> DefenseResu
 
 
 def _said(error: Exception) -> str:
-    """What went wrong; of errors that are not ours, also where."""
+    """What went wrong, in one line; of errors that are not ours, also where."""
     if isinstance(error, TomosecError):
         return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {first} ({Path(frame.filename).name}, line {frame.lineno})"
 
 
 def _measured(defense: Defense, name: str, kind: str, attack: UnderAttack) -> tuple[DefenseResult, SampleTable | None]:
