@@ -24,7 +24,7 @@ from tomosec.component import FAMILIES, components
 from tomosec.errors import InputError, NotApplicable, TomosecError
 from tomosec.experiment import recipe_folder
 from tomosec.metrics.statistics import Estimate, SeedSummary
-from tomosec.record import Condition, DataSummary, Provenance, Record, SeedResult, Severity, Store, Strength, now
+from tomosec.record import Condition, DataSummary, DefenseResult, Provenance, Record, SeedResult, Severity, Store, Strength, now
 
 TINY: dict[str, Any] = {
     "experiment": {
@@ -71,6 +71,13 @@ def record(identity: str = "a" * 16, **fields: object) -> Record:
         ),
     }  # fmt: skip
     return Record.model_validate(base | fields)
+
+
+def with_failed_defense() -> Record:
+    """A run whose attack was measured and one of whose defenses failed."""
+    whole = record("c" * 16)
+    failed = DefenseResult(name="anp", kind="anp", role="repair", failed="ZeroDivisionError: division by zero (anp.py, line 1)")
+    return whole.model_copy(update={"seeds": (whole.seeds[0].model_copy(update={"defenses": (failed,)}),)})
 
 
 @pytest.fixture(autouse=True)
@@ -563,7 +570,7 @@ def test_a_failed_experiment_is_1(
 ) -> None:
     monkeypatch.setattr(
         "tomosec.run.executors.execute",
-        lambda *args, **kwargs: [record(), record("b" * 16, status="error", error="boom", seeds=())],
+        lambda *args, **kwargs: [record(), record("b" * 16, status="error", error="boom", seeds=()), with_failed_defense()],
     )
     assert main(["sweep", str(tiny), "--out", str(tmp_path / "runs"), "--set", "seeds=1"]) in (0, 1)
     content = {**TINY, "sweep": {"axes": {"threat.budget.value": [5, 10]}}}
@@ -573,7 +580,9 @@ def test_a_failed_experiment_is_1(
     out = capsys.readouterr().out
     assert "is a sweep of 2 experiments" in out
     assert "boom" in out
-    assert "1 of 2 experiments have no result" in out
+    assert "1 of 3 experiments have no result" in out
+    assert state(with_failed_defense()) == "a defense failed, run it again"
+    assert "1 of 3 experiments have a defense that failed, which the same command tries again" in out
 
 
 def test_demo_writes_its_report_beside_the_runs(

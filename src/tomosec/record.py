@@ -148,9 +148,10 @@ class DefenseResult(Value):
         name: unique in the record: the kind, numbered where there are several of it.
         kind, role: of the component.
         why_not: why it does not apply here; then there is nothing else.
+        failed: what went wrong in it; then there is nothing else either, and the same command tries again.
         metrics: detection (``auroc``, ``tpr_at_5``, ...) or the values that its role has.
         model: name of the model in the sample table that reads through it, where it has one.
-        seconds: wall time of fitting and judging.
+        seconds: wall time of fitting and judging, wherever that was; without what was measured on the clean network.
         clean_slices: clean slices or scans that it was fitted on.
         held_out: calibration patients behind its p-values.
         adaptive: kinds of attacks made to get past it; empty means "not adaptively evaluated".
@@ -161,6 +162,7 @@ class DefenseResult(Value):
     kind: str
     role: str
     why_not: str = ""
+    failed: str = ""
     metrics: dict[str, Estimate] = Field(default_factory=dict)
     model: str = ""
     seconds: float = 0.0
@@ -228,7 +230,17 @@ class Record(Value):
     @property
     def complete(self) -> bool:
         """Whether there is nothing left to do."""
-        return self.status in ("success", "not-applicable")
+        return self.status in ("success", "not-applicable") and not self.failures
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Defenses that failed, each with its seed and reason."""
+        return tuple(
+            f"defense {result.name} failed (seed {seed.seed}): {result.failed}"
+            for seed in self.seeds
+            for result in seed.defenses
+            if result.failed
+        )
 
     def results(self) -> dict[str, Any]:
         """What two runs of the same experiment must agree on: everything but clocks, machines and cost."""
@@ -237,6 +249,8 @@ class Record(Value):
         )
         for seed in content["seeds"]:
             seed.pop("cost")
+            for defense in seed["defenses"]:
+                defense.pop("seconds")
             for curve in seed["curves"].values():
                 for point in curve:
                     point.pop("seconds", None)

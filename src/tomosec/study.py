@@ -7,13 +7,14 @@ run may belong to several studies; it is computed once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tomosec.component import Value
 from tomosec.experiment import StudyKind, digest
 from tomosec.files import write_text
 from tomosec.metrics.statistics import Estimate
-from tomosec.record import Store, read_value
+from tomosec.record import Record, Store, read_value
 
 STUDY_SCHEMA = 1
 
@@ -40,10 +41,12 @@ class ModelDetection(Value):
 
     Attributes:
         name: of the defense.
-        auroc: its unit is the network; None in it where there are fewer than eight of either kind.
+        cell: whose attacked networks these are, among the clean ones of its chain; empty for those of all cells together.
+        auroc: ``n`` counts networks.
     """
 
     name: str
+    cell: str = ""
     auroc: Estimate
 
 
@@ -57,7 +60,7 @@ class Study(Value):
         preset: the preset it was run with, or an empty string.
         cells: identities of its experiments; those that have no complete record are still to be run.
         comparisons: differences to the first attacked cell, where cells share their test slices.
-        inspections: of the defenses that inspect networks, where there are enough networks.
+        inspections: of the defenses that inspect networks, where there are eight clean and eight attacked ones at least.
     """
 
     schema_version: int = STUDY_SCHEMA
@@ -73,6 +76,44 @@ class Study(Value):
     def name(self) -> str:
         """File name without its ending; the same cells always have the same one."""
         return "-".join(part for part in (self.kind, self.preset, digest(sorted(self.cells))[:8]) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What an inspector said of one network.
+
+    Attributes:
+        of: what the network is of: for a clean one, all that it follows from but the seed; for an attacked one, its cell.
+        seed: of its training.
+        score: higher is more suspicious.
+    """
+
+    of: str
+    seed: int
+    score: float
+
+
+def inspected(records: Sequence[Record], name: str) -> tuple[list[Inspected], list[Inspected]]:
+    """Scores that the inspector ``name`` gave clean and attacked networks; a clean one that several cells share counts once."""
+    clean: dict[tuple[str, int], Inspected] = {}
+    attacked: list[Inspected] = []
+    for record in records:
+        chain = clean_networks(record)
+        for seed in record.seeds:
+            for result in seed.defenses:
+                before, after = (result.metrics.get(f"score_{shown}") for shown in ("clean", "attacked"))
+                if result.name == name and before is not None and before.value is not None:
+                    clean.setdefault((chain, seed.seed), Inspected(chain, seed.seed, before.value))
+                if result.name == name and after is not None and after.value is not None:
+                    attacked.append(Inspected(record.id, seed.seed, after.value))
+    return list(clean.values()), attacked
+
+
+def clean_networks(record: Record) -> str:
+    """A name for the clean networks of a cell: what they follow from but the seed."""
+    fields = ("split", "geometry", "acquisition", "reconstruction", "network", "training")
+    data = record.data.manifest if record.data is not None else ""
+    return digest({"data": data, **{name: record.experiment.get(name) for name in fields}})
 
 
 def write_study(store: Store, study: Study) -> None:

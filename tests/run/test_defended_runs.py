@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
+import time
+from collections.abc import Mapping, Sequence
 
 import pytest
+import torch
 from tiny_runs import TINY
+from torch import nn
 
-from tomosec.defenses import base
+from tomosec.attacks.base import Attack
+from tomosec.attacks.poisoning import Poison, VictimTraining
+from tomosec.defenses.calibration import halves
 from tomosec.defenses.complementary_rays import ComplementaryRays
-from tomosec.experiment import parse_experiment
+from tomosec.defenses.fine_tuning import FineTuning
+from tomosec.defenses.strip import Strip
+from tomosec.experiment import Experiment, parse_experiment
+from tomosec.pipeline import Injection
 from tomosec.record import Store
 from tomosec.report.build import build_report
 from tomosec.report.defenses import defenses_table
+from tomosec.run import seed as seed_module
+from tomosec.run.chain import Chain, MeasuredSamples
+from tomosec.run.defend import _precision
+from tomosec.run.granted import GrantedImages, UnderAttack, measured_scans, model_context, scan_context, training_context
 from tomosec.run.runner import rescore, run
+from tomosec.threat import ThreatModel
+from tomosec.trigger import Trigger
 
 #: Enough validation patients for two halves.
 SPLIT = {"kind": "by-patient", "validation": 0.4, "test": 0.3}
@@ -87,6 +101,8 @@ def test_the_report_shows_defenses_and_what_was_not_adaptive(defended, tmp_path)
     record, store = defended
     table = defenses_table(record)
     assert [row[0].text for row in table.rows] == CONTROL
+    n = result(record, "strip").metrics["auroc"].n
+    assert f"n\u00a0=\u00a0{n}\u00a0slices" in table.notes[0]
     assert "not applicable" in table.rows[-1][1].text
     page = build_report(store, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Would anyone notice?" in page
@@ -106,15 +122,197 @@ def test_filters_and_training_defenses_see_the_slices_as_delivered(tmp_path):
     assert record.seeds[0].metric("attacked+abl", "clean", "accuracy") is not None
 
 
-def test_no_context_can_hold_a_trigger():
-    for context in (base.ScanContext, base.ModelContext, base.TrainingContext):
-        names = {field.name for field in dataclasses.fields(context)}
-        assert not names & {"trigger", "attack", "poison", "target", "sources", "injection", "experiment"}
+POISONED = {"access": "training-data", "poison_rate": 0.3, "budget": {"value": 20.0}}
+
+
+@pytest.fixture(scope="module")
+def attack(defended):
+    """What the runner knows of a poisoned training set."""
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seed_module, "evaluate_defenses", lambda defenses, attack: (seen.append(attack), ([], []))[1])
+        run(experiment(["strip"], threat=POISONED), out=defended[1].root)
+    return seen[0]
+
+
+def reachable(value, seen):
+    """Everything that public attributes and containers lead to."""
+    if id(value) in seen or (callable(value) and not isinstance(value, nn.Module)):
+        return
+    seen[id(value)] = value
+    if isinstance(value, torch.Tensor | str | bytes):
+        return
+    if isinstance(value, Mapping):
+        inside = list(value.values())
+    elif isinstance(value, Sequence | set | frozenset):
+        inside = list(value)
+    else:
+        names = {*getattr(value, "__dict__", ()), *(n for c in type(value).__mro__ for n in getattr(c, "__slots__", ()))}
+        inside = [getattr(value, name) for name in names if not name.startswith("_") and hasattr(value, name)]
+        inside += list(value.children()) if isinstance(value, nn.Module) else []
+    for item in inside:
+        reachable(item, seen)
+
+
+def test_nothing_that_a_defense_is_handed_leads_to_the_attack_or_to_test_data(attack):
+    secret = (Trigger, Injection, Poison, VictimTraining, Attack, ThreatModel, Experiment, Chain, MeasuredSamples, UnderAttack)
+    handed = [
+        scan_context(attack),
+        model_context(attack, attack.attacked),
+        training_context(attack)[0],
+        measured_scans(attack.chain, attack.test, [0, 1], attack.trigger),
+    ]
+    for item in handed:
+        seen = {}
+        reachable(item, seen)
+        assert len(seen) > 2
+        found = [type(value).__name__ for value in seen.values() if isinstance(value, secret)]
+        assert found == []
+    test_keys = {entry.key for entry in attack.test.entries}
+    for context in handed[:3]:
+        source = context.samples if hasattr(context, "samples") else context.clean
+        assert not test_keys & {key for batch in source.batches(32) for key in batch.keys}
+
+
+def test_slices_are_delivered_with_their_poison_and_labels_under_names_that_say_nothing(attack):
+    context, training = training_context(attack)
+    batches = list(context.samples.batches(5))
+    images, targets = torch.cat([batch.images for batch in batches]), torch.cat([batch.targets for batch in batches])
+    everything = range(len(attack.train))
+    clean, triggered = attack.train.pair(everything, 1, attack.poison.trigger)
+    for i in everything:
+        poisoned = i in training.poisoned
+        assert torch.equal(images[i], (triggered if poisoned else clean)[i])
+        assert targets[i] == context.samples.targets[i] == (attack.chain.target if poisoned else attack.train.targets[i])
+    assert 0 < len(training.poisoned) < len(attack.train)
+    names = [key for batch in batches for key in batch.keys]
+    assert names == [f"delivered-{i}" for i in everything]
+
+
+def test_a_defense_works_on_a_copy_of_the_network(attack):
+    before = [parameter.clone() for parameter in attack.attacked.parameters()]
+    for context in (model_context(attack, attack.attacked), training_context(attack)[0]):
+        with torch.no_grad():
+            for parameter in context.network.requires_grad_(True).parameters():
+                parameter.zero_()
+    for old, parameter in zip(before, attack.attacked.parameters(), strict=True):
+        assert torch.equal(old, parameter)
+        assert not parameter.requires_grad
+
+
+def test_slices_of_no_weight_are_not_shown(attack):
+    context, _ = training_context(attack)
+    batches = list(context.samples.batches(8))
+    batches[0].images[0] = float("nan")
+    weights = torch.ones(len(context.samples))
+    weights[0] = 0
+    samples = GrantedImages(context.samples.targets, lambda size: iter(batches))
+    fitted = context.fit(context.new_network(), samples, weights)
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in fitted.parameters())
+
+
+def test_input_detectors_are_dealt_the_patients_that_scan_detectors_are(attack, defended):
+    record, _ = defended
+    patients = [entry.patient for entry in attack.validation.entries]
+    dealt = halves(patients, 0, "any")
+    found = result(record, "strip")
+    assert (found.clean_slices, found.held_out) == (len(dealt.fit), round(float(dealt.weights.sum())))
+    assert found.held_out == len({patients[i] for i in dealt.held_out})
+
+
+def test_ties_among_the_most_suspicious_do_not_depend_on_the_order():
+    scores = torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+    poisoned = torch.tensor([True, True, False, False, True, False])
+    # Three are poisoned: the first for sure, and two of the four that tie, of which half are.
+    assert _precision(scores, poisoned) == pytest.approx((1 + 2 * 0.5) / 3)
+    assert _precision(scores.flip(0), poisoned.flip(0)) == _precision(scores, poisoned)
+    assert _precision(torch.zeros(6), poisoned) == pytest.approx(0.5)
+    assert _precision(-scores, poisoned) == pytest.approx(1 / 3 * (0 + 2 * 0.5))
+
+
+def test_measured_data_do_not_know_of_a_trigger_in_the_image(defended):
+    _, store = defended
+    threat = {"site": "image", "budget": {"value": 20.0}}
+    kinds = ["complementary-rays", "cross-scan-residual", "consistent-projection", "strip"]
+    record = run(experiment(kinds, attack={"kind": "badnets"}, threat=threat), out=store.root)
+    for kind in kinds[:3]:
+        assert "the attack changes images" in result(record, kind).why_not
+    assert result(record, "strip").metrics["auroc"].value is not None
+
+
+def test_a_network_that_no_attack_touched_is_not_inspected(defended):
+    _, store = defended
+    threat = {"access": "inference-data", "budget": {"value": 20.0}}
+    record = run(experiment(["neural-cleanse"], threat=threat), out=store.root)
+    assert "leaves the network as it is" in result(record, "neural-cleanse").why_not
+
+
+def test_a_defense_that_fails_loses_nothing_and_is_tried_again(defended, monkeypatch):
+    _, store = defended
+    changed = {"attack": {"kind": "constant-offset"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuning, "repair", lambda self, context: 1 / 0)
+        record = run(experiment(["strip", "fine-tuning", "complementary-rays"], **changed), out=store.root)
+    failed = result(record, "fine-tuning")
+    assert (record.status, record.complete) == ("success", False)
+    assert failed.failed.startswith("ZeroDivisionError: division by zero (test_defended_runs.py, line ")
+    assert failed.metrics == {}
+    assert record.failures[0] in record.warnings
+    assert not any("fine-tuning" in item for item in record.untested)
+    assert record.seeds[0].metric("attacked", "triggered", "asr") is not None
+    assert result(record, "complementary-rays").metrics["auroc"].value is not None
+    text = [[cell.text for cell in row] for row in defenses_table(record).rows]
+    assert text[1][1].startswith("failed")
+    monkeypatch.setattr(Strip, "fit", lambda self, context: pytest.fail("done before"))
+    again = run(experiment(["strip", "fine-tuning", "complementary-rays"], **changed), out=store.root)
+    assert again.complete
+    assert result(again, "fine-tuning").metrics["der"].value is not None
+    assert result(again, "strip") == result(record, "strip")
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one_and_repeats_no_defense(defended, tmp_path, monkeypatch):
+    _, store = defended
+    asked = experiment(["fine-tuning", "strip"], threat={"budget": {"value": 15.0}})
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Strip, "fit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(asked, out=store.root)
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuning, "repair", lambda self, context: pytest.fail("repaired again"))
+        continued = run(asked, out=store.root)
+    assert continued.results() == run(asked, out=tmp_path / "runs").results()
+
+
+def test_the_clean_network_is_repaired_once_and_its_time_does_not_count(defended, monkeypatch):
+    _, store = defended
+    repair, seen = FineTuning.repair, []
+
+    def slow(self, context):
+        seen.append(context.network.state_dict())
+        time.sleep(1.5 if len(seen) == 1 else 0)
+        return repair(self, context)
+
+    monkeypatch.setattr(FineTuning, "repair", slow)
+    monkeypatch.setitem(FEW_STEPS, "fine-tuning", {"kind": "fine-tuning", "epochs": 2})
+    attacks = ({"kind": "ltgm"}, {"kind": "constant-offset"})
+    runs = [run(experiment(["fine-tuning"], attack=attack), out=store.root) for attack in attacks]
+    assert len(seen) == 3
+    assert 0 < result(runs[0], "fine-tuning").seconds < 1.5
+    rows = [record.seeds[0].metric("clean+fine-tuning", "clean", "accuracy") for record in runs]
+    assert rows[0] == rows[1] is not None
 
 
 def test_another_attack_on_the_chain_calibrates_nothing_anew(defended, monkeypatch):
     record, store = defended
     monkeypatch.setattr(ComplementaryRays, "calibrate", lambda self, context: pytest.fail("calibrated again"))
-    other = run(experiment(["complementary-rays"], attack={"kind": "constant-offset"}), out=store.root)
+    for facts in (store.artifacts / "detector").glob("*/facts.json"):
+        facts.write_text('{"seconds": 1000.0}')
+    other = run(experiment(["complementary-rays"], attack={"kind": "frozen-noise"}), out=store.root)
     assert result(other, "complementary-rays").held_out == result(record, "complementary-rays").held_out
     assert result(other, "complementary-rays").metrics["auroc"].value is not None
+    # The time of the calibration counts wherever it was.
+    assert result(record, "complementary-rays").seconds < 1000 < result(other, "complementary-rays").seconds

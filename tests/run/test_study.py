@@ -9,11 +9,13 @@ import pytest
 import yaml
 from tiny_runs import TINY
 
+from tomosec.data.synthetic import ChestPhantom
 from tomosec.errors import InputError
 from tomosec.experiment import load_recipe, parse_experiment
 from tomosec.metrics.table import SampleTable
 from tomosec.record import Store
 from tomosec.run import study as studies
+from tomosec.run.executors import execute
 from tomosec.run.study import compare, run_study
 from tomosec.study import read_studies
 
@@ -42,6 +44,15 @@ def test_a_study_runs_its_cells_and_compares_them_slice_by_slice(tmp_path):
         values = [record.seeds[0].metric("attacked", shown, comparison.metric).value for record in records[1:]]
         assert comparison.difference.value == pytest.approx(values[1] - values[0])
         assert comparison.seeds == (0,)
+
+
+def test_data_are_opened_once_for_all_cells(tmp_path, monkeypatch):
+    opened, open_ = [], ChestPhantom.open
+    monkeypatch.setattr(ChestPhantom, "open", lambda self, root: (opened.append(1), open_(self, root))[1])
+    read = recipe(tmp_path, sweep={"cases": [{"attack": None}, {"attack": None, "seeds": [1]}]})
+    records = run_study(read, read.experiments(), out=tmp_path / "runs")
+    assert [record.status for record in records] == ["success"] * 2
+    assert len(opened) == 1
 
 
 def test_a_known_difference_has_a_known_estimate(tmp_path, monkeypatch):
@@ -77,7 +88,7 @@ def test_an_interrupted_study_keeps_its_cells_and_says_what_is_missing(tmp_path,
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(studies, "execute", stop)
+    monkeypatch.setattr(studies, "execute_identified", stop)
     with pytest.raises(KeyboardInterrupt):
         run_study(read, read.experiments(), out=tmp_path / "runs")
     (study,) = read_studies(Store(tmp_path / "runs"))
@@ -132,7 +143,7 @@ def test_a_budget_that_no_strength_reaches_is_not_applicable(tmp_path):
     experiment = parse_experiment(
         {**TINY, "attack": {"kind": "bpp"}, "threat": {"site": "image", "budget": {"value": 5000.0}}, "controls": []}
     )
-    record = studies.execute([experiment], out=tmp_path / "runs")[0]
+    record = execute([experiment], out=tmp_path / "runs")[0]
     assert record.status == "not-applicable"
     assert "no strength of this trigger reaches" in record.error
 
@@ -141,6 +152,6 @@ def test_budgets_out_of_reach_leave_those_within(tmp_path):
     experiment = parse_experiment(
         {**TINY, "attack": {"kind": "bpp"}, "threat": {"site": "image", "budget": {"value": [20.0, 5000.0]}}, "controls": []}
     )
-    record = studies.execute([experiment], out=tmp_path / "runs")[0]
+    record = execute([experiment], out=tmp_path / "runs")[0]
     assert record.status == "success"
     assert record.seeds[0].strength.budget == 20.0

@@ -77,7 +77,8 @@ def state(record: Record) -> str:
     from tomosec.record import STALE_AFTER, now
 
     if record.status != "started":
-        return "interrupted" if record.error.startswith("interrupted") else record.status
+        stopped = "interrupted" if record.error.startswith("interrupted") else str(record.status)
+        return "a defense failed, run it again" if record.failures else stopped
     return "stale: stopped, run it again" if now() - record.heartbeat > STALE_AFTER else "running"
 
 

@@ -101,11 +101,15 @@ def _finish(records: list[Record], out: Path) -> int:
     from tomosec.cli.results import show_records
 
     show_records(records)
-    failed = [record for record in records if not record.complete]
-    if failed:
-        logs = ", ".join(str(out / record.id / "log.txt") for record in failed[:3])
-        say(f"\n{len(failed)} of {len(records)} experiments have no result; see {logs}")
-    return 1 if failed else 0
+    incomplete = [record for record in records if not record.complete]
+    for what, group in (
+        ("experiments have no result", [record for record in incomplete if record.status != "success"]),
+        ("experiments have a defense that failed, which the same command tries again", [r for r in incomplete if r.failures]),
+    ):
+        if group:
+            logs = ", ".join(str(out / record.id / "log.txt") for record in group[:3])
+            say(f"\n{len(group)} of {len(records)} {what}; see {logs}")
+    return 1 if incomplete else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,19 +36,23 @@ def defenses_table(record: Record) -> Table | None:
     if not names:
         return None
     notes, rows = Footnotes(), list[tuple[Cell, ...]]()
+    two = record.data is None or len(record.data.classes) == 2
+    rates = _RATES if two else (*_RATES, ("triggered", "robust_accuracy"))
     for name in names:
         results = [result for seed in record.seeds for result in seed.defenses if result.name == name]
         first = results[0]
-        title = Cell(name, ROLES.get(first.role, first.role))
-        applicable = [result for result in results if not result.why_not]
+        role = ROLES.get(first.role, first.role)
+        title = Cell(name, role)
+        applicable = [result for result in results if not (result.why_not or result.failed)]
         if not applicable:
-            rows.append((title, Cell("not applicable" + notes.mark(first.why_not)), *[Cell(wording.DASH)] * (len(DETECTION) + 5)))
+            refused = Cell(f"failed{notes.mark(first.failed)}" if first.failed else f"not applicable{notes.mark(first.why_not)}")
+            rows.append((title, refused, *[Cell(wording.DASH)] * (len(DETECTION) + len(rates) + 3)))
             continue
+        if len(applicable) < len(results):  # of its seeds; the values are of the others
+            reason = next(result.why_not or result.failed for result in results if result.why_not or result.failed)
+            title, first = Cell(name + notes.mark(f"{len(applicable)} of {len(results)} seeds: {reason}"), role), applicable[0]
         detection = [_detection(applicable, metric, notes) for _, metric in DETECTION]
-        after = [
-            _condition(record, first.model, shown, metric, notes)
-            for shown, metric in (("triggered", "asr"), ("clean", "accuracy"))
-        ]
+        after = [_condition(record, first.model, shown, metric, notes) for shown, metric in rates]
         der = _mean_of(applicable, "der", notes)
         others = "; ".join(_other(applicable, metric) for metric in _others(applicable))
         seconds = [result.seconds for result in applicable]
@@ -65,12 +69,19 @@ def defenses_table(record: Record) -> Table | None:
             )
         )
     head = ("Defense", "Adaptive attack", *(title for title, _ in DETECTION), "ASR behind it", "Clean accuracy behind it")
-    without = [_condition(record, "attacked", *what, Footnotes()).text for what in _RATES]
+    head += () if two else ("Robust accuracy behind it",)
+    without = [_condition(record, "attacked", *what, Footnotes()).text for what in rates]
+    judged = [e for seed in record.seeds for r in seed.defenses if r.role != "sample-filter" and (e := r.metrics.get("auroc"))]
+    n = f" ({wording.counted(judged[0])} per seed, both together)" if judged else ""
+    robust = "" if two else f", robust accuracy {without[2]}"
     said = (
-        f"Without a defense: ASR {without[0]}, clean accuracy {without[1]}. Clean data for fitting are validation slices; "
-        "thresholds come from them alone. Detection is of triggered source slices among the same slices without the trigger. DER "
-        "is 0.5 where a defense changes nothing, 1 at best. A defense without an adaptive attack may fail against one made so."
+        f"Without a defense: ASR {without[0]}, clean accuracy {without[1]}{robust}. Clean data for fitting are validation "
+        "slices; thresholds come from them alone, and the attack's budget and the early stopping of the trainings were chosen on "
+        f"them. Detection is of triggered source slices among the same slices without the trigger{n}; of filters, of poisoned "
+        "slices among all training slices. DER is 0.5 where a defense changes nothing, 1 at best. A defense without an adaptive "
+        "attack may fail against one made so."
     )
+    said += " With two classes robust accuracy is 1 − ASR." if two else ""
     return Table("Would anyone notice?", (*head, "DER", "Other", "Time"), tuple(rows), (said, *notes.lines()))
 
 

@@ -37,7 +37,7 @@ def export_studies(store: Store, folder: str | Path, *, ids: Sequence[str] | Non
 
 
 def _markdown(block: Block, figures: Sequence[str]) -> str:
-    parts = [f"## {block.title}", f"{block.about} {block.progress}".strip()]
+    parts = [f"## {_escaped(block.title)}", _escaped(f"{block.about} {block.progress}".strip())]
     parts += [f"![{_escaped(item.caption)}]({name})" for name, item in zip(figures, block.figures, strict=True)]
     for table in block.tables:
         parts += [f"**{_escaped(table.caption)}**", _table(table), *map(_escaped, table.notes)]

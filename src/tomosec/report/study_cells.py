@@ -20,6 +20,7 @@ Source = tuple[str, str, str]
 ASR: Source = ("attacked", "triggered", "asr")
 FLOOR: Source = ("clean", "triggered", "asr")
 RANDOM: Source = ("attacked", "random", "asr")
+RA: Source = ("attacked", "triggered", "robust_accuracy")
 CA: Source = ("attacked", "clean", "accuracy")
 CLEAN_CA: Source = ("clean", "clean", "accuracy")
 

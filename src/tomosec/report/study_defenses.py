@@ -10,6 +10,7 @@ from tomosec.report.figures import Line, Point, line_plot
 from tomosec.report.study_cells import (
     ASR,
     CA,
+    RA,
     Figure,
     Shown,
     budget_of,
@@ -20,7 +21,7 @@ from tomosec.report.study_cells import (
 )
 from tomosec.report.study_figures import matrix_plot
 from tomosec.report.tables import Cell, Footnotes, Table, estimate_cell, summary_cell
-from tomosec.study import Study
+from tomosec.study import Inspected, Study, inspected
 
 #: Roles that have an AUROC of triggered against clean scans or images.
 DETECTORS = ("scan-detector", "input-detector", "prediction-wrapper", "sample-filter")
@@ -35,7 +36,6 @@ def detect(study: Study, records: Sequence[Record]) -> Shown:
     if not names:
         return (), ()
     labels = labels_of(attacked)
-    adaptive = {name: _adaptive(attacked, name) for name in names}
     tables, figures = [], []
     for title, metric in (
         ("AUROC", "auroc"),
@@ -54,7 +54,7 @@ def detect(study: Study, records: Sequence[Record]) -> Shown:
             # Clean scans know no attack: the rows are one.
             rows = [(Cell("clean scans"), Cell(wording.DASH), *rows[0][2:])]
         head = ("Attack", "RMSE, body", *names)
-        tables.append(Table(f"{title}, by detector", head, tuple(rows), (_detection_note(attacked, adaptive), *notes.lines())))
+        tables.append(Table(f"{title}, by detector", head, tuple(rows), (*_detection_notes(attacked, names), *notes.lines())))
         if metric in ("auroc", "tpr_at_5"):
             said = "; ".join(
                 f"{label}: "
@@ -74,12 +74,10 @@ def adaptive(study: Study, records: Sequence[Record]) -> Shown:
     attacked = [record for record in records if record.experiment.get("attack") is not None]
     if not attacked:
         return (), ()
-    notes, rows = Footnotes(), list[tuple[Cell, ...]]()
+    notes, rows, names = Footnotes(), list[tuple[Cell, ...]](), _names(attacked, DETECTORS)
     for label, record in zip(labels_of(attacked), attacked, strict=True):
         seen = [
-            (cell.sort, name)
-            for name in _names(attacked, DETECTORS)
-            if (cell := _defense_cell(record, name, "auroc", Footnotes())).sort is not None
+            (cell.sort, name) for name in names if (cell := _defense_cell(record, name, "auroc", Footnotes())).sort is not None
         ]
         best = max(seen, default=None)
         rows.append(
@@ -99,7 +97,8 @@ def adaptive(study: Study, records: Sequence[Record]) -> Shown:
     note = (
         "The highest AUROC is the most favorable of all detectors for the defender, chosen afterwards; each is in the next table."
     )
-    table = Table("What adapting costs, and what it hides", head, tuple(rows), (note, *notes.lines()))
+    said = (note, *_values_note(attacked), *_not_adaptive(attacked, names), *notes.lines())
+    table = Table("What adapting costs, and what it hides", head, tuple(rows), said)
     tables, figures = detect(study, records)
     return (table, *tables), figures
 
@@ -115,25 +114,27 @@ def repair(study: Study, records: Sequence[Record]) -> Shown:
         ("Clean accuracy behind it", lambda record, name, notes: _behind(record, name, "clean", "accuracy", notes)),
         ("DER", lambda record, name, notes: _defense_cell(record, name, "der", notes)),
     )
+    two = all(record.data is None or len(record.data.classes) == 2 for record in attacked)
+    if not two:
+        robust = "Robust accuracy behind it"
+        wanted += ((robust, lambda record, name, notes: _behind(record, name, "triggered", "robust_accuracy", notes)),)
+    before = {"ASR behind it": ASR, "Clean accuracy behind it": CA, "Robust accuracy behind it": RA}
     for title, cell_of in wanted if names else ():
         notes, rows, values = Footnotes(), list[tuple[Cell, ...]](), list[list[float | None]]()
         for label, record in zip(labels, attacked, strict=True):
-            without = Cell("0.500") if title == "DER" else metric_cell(record, ASR if title.startswith("ASR") else CA, notes)
+            without = metric_cell(record, before[title], notes) if title in before else Cell("0.500")
             cells = [cell_of(record, name, notes) for name in names]
             values.append([without.sort, *(cell.sort for cell in cells)])
             rows.append((Cell(label, link=f"run-{record.id}"), without, *cells))
         columns = ("no defense", *names)
-        note = (
-            "Clean data for repairing are the validation slices. DER is 0.5 where a defense changes nothing, 1 at best. No "
-            "repair here was evaluated against an attack made to survive it."
-        )
-        tables.append(Table(title, ("Attack", *columns), tuple(rows), (note, *notes.lines())))
+        note = "Clean data for repairing are the validation slices. DER is 0.5 where a defense changes nothing, 1 at best."
+        note += " With two classes robust accuracy is 1 − ASR." if two else ""
+        said = (note, *_values_note(attacked), *_not_adaptive(attacked, names), *notes.lines())
+        tables.append(Table(title, ("Attack", *columns), tuple(rows), said))
         if title != "DER":
-            said = "; ".join(
-                f"{label}: {_said(columns, line, wording.share)}" for label, line in zip(labels, values, strict=True)
-            )
+            alt = "; ".join(f"{label}: {_said(columns, line, wording.share)}" for label, line in zip(labels, values, strict=True))
             drawing = matrix_plot(
-                labels, columns, values, row_label="attack", column_label="defense", alt=said, name=f"{study.name}-{title[:3]}"
+                labels, columns, values, row_label="attack", column_label="defense", alt=alt, name=f"{study.name}-{title[:3]}"
             )
             figures.append(Figure(f"{title} in percent, mean over the seeds.", drawing))
     inspected = _inspections(study, attacked)
@@ -142,29 +143,33 @@ def repair(study: Study, records: Sequence[Record]) -> Shown:
 
 
 def _inspections(study: Study, attacked: Sequence[Record]) -> tuple[Table, ...]:
-    """Scores of clean and attacked networks, and how well they tell them apart."""
-    rows = []
-    for name in _names(attacked, ("inspector",)):
-        for shown in ("clean", "attacked"):
-            scores = [
-                score.value
-                for record in attacked
-                for result in _results(record, name)
-                if (score := result.metrics.get(f"score_{shown}")) is not None and score.value is not None
-            ]
-            # A clean model of one seed stands in every record; it counts once.
-            scores = list(dict.fromkeys(scores)) if shown == "clean" else scores
-            text = ", ".join(f"{score:.3g}" for score in sorted(scores)) or wording.DASH
-            rows.append((Cell(name), Cell(shown), Cell(str(len(scores))), Cell(text)))
+    """Scores of clean networks and of each attack's, and how well they tell them apart."""
+    rows, names, labels = list[tuple[Cell, ...]](), _names(attacked, ("inspector",)), labels_of(attacked)
+    told = {(item.name, item.cell): item.auroc for item in study.inspections}
+    for name in names:
+        clean, others = inspected(attacked, name)
+        groups: list[tuple[str, str | None, list[Inspected]]] = [("clean", None, clean)]
+        groups += [
+            (label, record.id, [item for item in others if item.of == record.id])
+            for label, record in zip(labels, attacked, strict=True)
+        ]
+        groups += [("all attacks", "", others)] if len(attacked) > 1 else []
+        for label, cell, networks in groups:
+            scores = ", ".join(f"{score:.3g}" for score in sorted(item.score for item in networks))
+            auroc = told.get((name, cell)) if cell is not None else None
+            value = Cell(wording.DASH) if auroc is None else estimate_cell("auroc", auroc, Footnotes(), with_n=False)
+            if networks:
+                shown = Cell(wording.DASH if cell == "" else scores)
+                rows.append((Cell(name), Cell(label), Cell(str(len(networks))), shown, value))
     if not rows:
         return ()
-    told = [f"{item.name}: AUROC {estimate_cell('auroc', item.auroc, Footnotes()).text}" for item in study.inspections]
-    note = (
-        f"Higher is more suspicious. Told apart, {'; '.join(told)}."
+    note = "Higher is more suspicious. A clean network counts once, however many cells attack it. " + (
+        "The interval takes all networks of a seed for one case."
         if told
-        else "Higher is more suspicious. A ROC needs eight clean and eight attacked networks at least; there are fewer."
+        else "A ROC needs eight clean and eight attacked networks at least; there are fewer."
     )
-    return (Table("Inspected networks", ("Inspector", "Networks", "n", "Scores"), tuple(rows), (note,)),)
+    head = ("Inspector", "Networks", "n", "Scores", "AUROC against clean")
+    return (Table("Inspected networks", head, tuple(rows), (note, *_not_adaptive(attacked, names))),)
 
 
 def screen_power(study: Study, records: Sequence[Record]) -> Shown:
@@ -200,16 +205,15 @@ def screen_power(study: Study, records: Sequence[Record]) -> Shown:
         for size in sizes:
             head += [f"{size} scans: flagged", f"{size} clean scans: flagged"]
         note = "Share of sets flagged at p of 0.05 or less; sets are of different patients as far as there are. No interval."
-        tables.append(Table(f"{name}: many scans together", tuple(head), tuple(rows), (note, *notes.lines())))
+        said = (note, *_not_adaptive(attacked, [name]), *notes.lines())
+        tables.append(Table(f"{name}: many scans together", tuple(head), tuple(rows), said))
         shown = [Line(f"{label}, {size} scans", points, group=i) for i, ((label, size), points) in enumerate(lines.items())]
         if shown:
-            said = "; ".join(
+            alt = "; ".join(
                 f"{line.label}: " + ", ".join(f"{x:g} HU {wording.share(p[0].value)}" for x, p in sorted(line.points.items()))
                 for line in shown
             )
-            drawing = line_plot(
-                shown, x_label="budget, RMSE in HU", y_label="sets flagged", alt=said, name=f"{study.name}-{name}"
-            )
+            drawing = line_plot(shown, x_label="budget, RMSE in HU", y_label="sets flagged", alt=alt, name=f"{study.name}-{name}")
             figures.append(Figure(f"{name}: share of sets flagged at p of 0.05 or less, over the size of the change.", drawing))
     return tuple(tables), tuple(figures)
 
@@ -229,16 +233,33 @@ def _results(record: Record, name: str) -> list[DefenseResult]:
     return [result for seed in record.seeds for result in seed.defenses if result.name == name]
 
 
-def _adaptive(records: Sequence[Record], name: str) -> bool:
-    return any(result.adaptive for record in records for result in _results(record, name))
+def _not_adaptive(records: Sequence[Record], names: Sequence[str]) -> tuple[str, ...]:
+    """Which of these defenses met no attack that was made to get past them: said under every table that has them."""
+    naive = [name for name in names if not any(result.adaptive for record in records for result in _results(record, name))]
+    return (f"Not adaptively evaluated: {', '.join(naive)}.",) if naive else ()
+
+
+def _values_note(records: Sequence[Record]) -> tuple[str, ...]:
+    """What stands in the cells."""
+    if any(len(record.seeds) > 1 for record in records):
+        return ("Means over the seeds with their range; never pooled.",)
+    return ("One seed: values with their 95% interval over patients, where there is one.",)
+
+
+def _refused(record: Record, name: str, notes: Footnotes) -> Cell | None:
+    """Why a defense has no value in any seed; None where it has one, or was not asked for."""
+    results = _results(record, name)
+    if not results or not all(result.why_not or result.failed for result in results):
+        return None
+    failed = next((result.failed for result in results if result.failed), "")
+    return Cell(f"failed{notes.mark(failed)}" if failed else f"n/a{notes.mark(results[0].why_not)}")
 
 
 def _defense_cell(record: Record, name: str, metric: str, notes: Footnotes) -> Cell:
     """One seed: the value with its interval. Several: mean and range."""
     results = _results(record, name)
-    reasons = [result.why_not for result in results if result.why_not]
-    if reasons:
-        return Cell("n/a" + notes.mark(reasons[0]))
+    if refused := _refused(record, name, notes):
+        return refused
     found = [e for result in results if (e := result.metrics.get(metric)) is not None]
     if len(found) == 1 and found[0].value is not None:
         cell = estimate_cell(metric, found[0], Footnotes(), with_n=False)
@@ -249,21 +270,25 @@ def _defense_cell(record: Record, name: str, metric: str, notes: Footnotes) -> C
 
 
 def _behind(record: Record, name: str, shown: str, metric: str, notes: Footnotes) -> Cell:
-    reasons = [result.why_not for result in _results(record, name) if result.why_not]
-    if reasons:
-        return Cell("n/a" + notes.mark(reasons[0]))
+    if refused := _refused(record, name, notes):
+        return refused
     source = (f"attacked+{name}", shown, metric)
     cell = metric_cell(record, source, notes)
     return Cell(cell.text, cell.small, mean_of(record, source), cell.strong)
 
 
-def _detection_note(records: Sequence[Record], adaptive_: dict[str, bool]) -> str:
-    found = [r for record in records for seed in record.seeds for r in seed.defenses if not r.why_not and "auroc" in r.metrics]
-    n = wording.counted(found[0].metrics["auroc"]) if found else ""
-    held = sorted({result.held_out for result in found})
-    naive = [name for name, has in adaptive_.items() if not has]
-    text = (
-        f"Triggered source slices against the same slices without the trigger ({n}, both together); p-values from "
-        f"{wording.listing(map(str, held))} held-out calibration patients."
-    )
-    return f"{text} Not adaptively evaluated: {', '.join(naive)}." if naive else text
+def _detection_notes(records: Sequence[Record], names: Sequence[str]) -> tuple[str, ...]:
+    """What was told from what, by how many, and which detectors nobody tried to get past."""
+    there = [r for record in records for seed in record.seeds for r in seed.defenses if r.name in names and "auroc" in r.metrics]
+    judges, filters = ([r for r in there if (r.role == "sample-filter") == wanted] for wanted in (False, True))
+    said = []
+    if judges:
+        n = wording.counted(judges[0].metrics["auroc"])
+        said.append(f"Triggered source slices against the same slices without the trigger ({n}, both together).")
+    if held := sorted({result.held_out for result in judges if result.held_out}):
+        said.append(f"p-values are from {wording.listing(map(str, held))} held-out calibration patients.")
+    if filters:
+        n = wording.counted(filters[0].metrics["auroc"])
+        called = ", ".join(dict.fromkeys(result.name for result in filters))
+        said.append(f"{called}: poisoned slices among all training slices ({n}).")
+    return (" ".join((*said, *_values_note(records), *_not_adaptive(records, names))),)

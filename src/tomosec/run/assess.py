@@ -89,7 +89,8 @@ def untested(record: Record) -> tuple[str, ...]:
 
 def _defenses(record: Record) -> list[str]:
     """Whether anybody looked, and with what no adaptive attacker was met."""
-    results = {result.name: result for seed in record.seeds for result in seed.defenses if not result.why_not}
+    everything = (result for seed in record.seeds for result in seed.defenses)
+    results = {result.name: result for result in everything if not (result.why_not or result.failed)}
     if not results:
         return ["defenses: none was run, so nothing is said about whether anybody would notice"]
     attack = (record.experiment.get("attack") or {}).get("kind", "")

@@ -20,7 +20,7 @@ from tomosec.data.files import remembered_digests
 from tomosec.data.prepared import PreparedSet, load_prepared, prepare
 from tomosec.data.splits import Split, SplitAssignment
 from tomosec.errors import InputError, nearest
-from tomosec.experiment import Experiment
+from tomosec.experiment import Experiment, digest
 from tomosec.geometry import Geometry
 from tomosec.pipeline import ImagingChain, Injection
 from tomosec.progress import Progress
@@ -69,20 +69,46 @@ def open_data(experiment: Experiment, root: Path | None) -> OpenDataset:
         InputError: the folder cannot be used, or the goal names a class that the data do not have.
     """
     opened = cast(Dataset, experiment.data).open(root)
+    _check_goal(experiment, opened)
+    return opened
+
+
+def _check_goal(experiment: Experiment, opened: OpenDataset) -> None:
     for name in (experiment.threat.goal.target, *experiment.threat.goal.sources):
         if name not in opened.classes:
             raise InputError(
                 f"threat.goal: no class {name!r} in this dataset{nearest(name, opened.classes)}; "
                 f"there are {', '.join(opened.classes)}"
             )
-    return opened
 
 
-def identify(experiment: Experiment, root: Path | None, store: Store) -> tuple[OpenDataset, str]:
-    """Open the experiment's data and return it with the experiment's identity; content digests are kept in the store."""
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """An experiment with its opened data and its identity, which follows from both."""
+
+    experiment: Experiment
+    opened: OpenDataset
+    identity: str
+
+
+def identify(experiments: Sequence[Experiment], root: Path | None, store: Store) -> list[Identified]:
+    """Open the data of experiments, each dataset once, and identify them; content digests are kept in the store.
+
+    Raises:
+        InputError: as :func:`open_data`, for any of them.
+    """
+    known: dict[str, tuple[OpenDataset, str]] = {}
+    out = []
     with remembered_digests(store.artifacts / "digests.json"):
-        opened = open_data(experiment, root)
-        return opened, experiment.identity(opened.manifest_hash())
+        for experiment in experiments:
+            name = digest(experiment.data)
+            if name not in known:
+                opened = cast(Dataset, experiment.data).open(root)
+                known[name] = opened, opened.manifest_hash()
+            opened, manifest = known[name]
+            _check_goal(experiment, opened)
+            out.append(Identified(experiment, opened, experiment.identity(manifest)))
+    return out
 
 
 def build_chain(

@@ -1,15 +1,19 @@
 """What defenses do against one seed's attack: each is fitted on what its role is granted, then judged on the test slices.
 
-Clean data for fitting and calibration are the validation slices; thresholds come from them alone.
+Clean data for fitting and calibration are the validation slices; thresholds come from them alone. The attack's budget and the
+early stopping of the trainings look at the same slices, never at what a defense makes of them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,18 +28,15 @@ from tomosec.defenses.base import (
     Repair,
     SampleFilter,
     ScanContext,
-    ScanDetection,
     ScanDetector,
     ScanPurifier,
     Scans,
-    ScanSetDetection,
     ScanSetDetector,
     TrainingContext,
     TrainingDefense,
 )
-from tomosec.defenses.calibration import HeldOut
-from tomosec.errors import NotApplicable
-from tomosec.geometry import Geometry
+from tomosec.defenses.calibration import HeldOut, halves
+from tomosec.errors import NotApplicable, TomosecError
 from tomosec.metrics.attack import auroc_estimate
 from tomosec.metrics.detection import detection_metrics
 from tomosec.metrics.statistics import Estimate
@@ -43,22 +44,9 @@ from tomosec.metrics.table import SampleTable
 from tomosec.pipeline import Injection
 from tomosec.record import DefenseResult
 from tomosec.run.chain import BATCH, MeasuredSamples
-from tomosec.run.granted import MeasuredScans, UnderAttack, model_context, scan_context, training_context
-from tomosec.tensorfile import read_tensors, write_tensors
-
-_D = TypeVar("_D", bound=ScanDetection | ScanSetDetection)
-_D_co = TypeVar("_D_co", bound=ScanDetection | ScanSetDetection, covariant=True)
-
-
-class _Calibratable(Protocol[_D_co]):
-    """What detectors of scans and of sets of scans have in common."""
-
-    def why_not(self, context: ScanContext) -> str: ...
-
-    def calibrate(self, context: ScanContext) -> _D_co: ...
-
-    def restore(self, tensors: Mapping[str, Tensor], geometry: Geometry) -> _D_co: ...
-
+from tomosec.run.evaluate import predict, predict_images
+from tomosec.run.granted import UnderAttack, measured_scans, model_context, scan_context, training_context
+from tomosec.run.kept import calibrated, clean_rows, kept_result, on_clean
 
 #: Sizes of the sets that set detectors judge; sets are of scans of different patients as far as there are.
 SET_SIZES = (10, 30)
@@ -66,7 +54,11 @@ SET_SIZES = (10, 30)
 
 @dataclass(slots=True)
 class _Outcome:
-    """What a role's evaluation leaves."""
+    """What a role's evaluation leaves.
+
+    Attributes:
+        seconds: what to add to the time that it took: a calibration that was kept; less what was done for comparison alone.
+    """
 
     metrics: dict[str, Estimate] = field(default_factory=dict)
     tables: list[SampleTable] = field(default_factory=list)
@@ -74,10 +66,18 @@ class _Outcome:
     clean_slices: int = 0
     held_out: int = 0
     details: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """What happens in here is no part of the defense's time: nobody who defends a network has its clean twin."""
+        begun = time.perf_counter()
+        yield
+        self.seconds -= time.perf_counter() - begun
 
 
 def evaluate_defenses(defenses: Sequence[Defense], attack: UnderAttack) -> tuple[list[SampleTable], list[DefenseResult]]:
-    """Fit every defense and measure it; one that does not apply says why, and the others go on.
+    """Fit every defense and measure it; one that does not apply, or fails, says why, and the others go on.
 
     Returns:
         Rows of the models that read through a defense, named ``attacked+NAME``; and a result per defense.
@@ -89,26 +89,49 @@ def evaluate_defenses(defenses: Sequence[Defense], attack: UnderAttack) -> tuple
         number = kinds[:index].count(kind) + 1
         name = f"{kind}-{number}" if kinds.count(kind) > 1 else kind
         attack.progress.message(f"Defense {name} (seed {attack.seed})")
-        facts = {"name": name, "kind": kind, "role": defense.role, "adaptive": tuple(sorted(defense.adaptive))}
-        begun = time.perf_counter()
         try:
-            outcome = _evaluate(defense, name, attack)
-        except NotApplicable as reason:
-            results.append(DefenseResult(**facts, why_not=str(reason)))
-            continue
-        tables += outcome.tables
-        results.append(
-            DefenseResult(
-                **facts,
-                metrics=outcome.metrics,
-                model=outcome.model,
-                seconds=time.perf_counter() - begun,
-                clean_slices=outcome.clean_slices,
-                held_out=outcome.held_out,
-                details=outcome.details,
-            )
-        )
+            result, rows = kept_result(defense, name, attack, partial(_measured, defense, name, kind, attack))
+        except Exception as error:  # of this defense alone; what was computed before it is not lost
+            said = _said(error)
+            attack.progress.message(f"Defense {name} failed (seed {attack.seed}): {said}")
+            result, rows = _facts(defense, name, kind, failed=said), None
+        tables += [rows] if rows is not None else []
+        # A result that was kept may be older than the attack that was made to get past the defense.
+        results.append(result.model_copy(update={"adaptive": tuple(sorted(defense.adaptive))}))
     return tables, results
+
+
+def _facts(defense: Defense, name: str, kind: str, **fields: Any) -> DefenseResult:
+    return DefenseResult(name=name, kind=kind, role=defense.role, **fields)
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, in one line; of errors that are not ours, also where."""
+    if isinstance(error, TomosecError):
+        return str(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {first} ({Path(frame.filename).name}, line {frame.lineno})"
+
+
+def _measured(defense: Defense, name: str, kind: str, attack: UnderAttack) -> tuple[DefenseResult, SampleTable | None]:
+    begun = time.perf_counter()
+    try:
+        outcome = _evaluate(defense, name, attack)
+    except NotApplicable as reason:
+        return _facts(defense, name, kind, why_not=str(reason)), None
+    result = _facts(
+        defense,
+        name,
+        kind,
+        metrics=outcome.metrics,
+        model=outcome.model,
+        seconds=time.perf_counter() - begun + outcome.seconds,
+        clean_slices=outcome.clean_slices,
+        held_out=outcome.held_out,
+        details=outcome.details,
+    )
+    return result, SampleTable.concat(outcome.tables) if outcome.tables else None
 
 
 def _evaluate(defense: Defense, name: str, attack: UnderAttack) -> _Outcome:
@@ -123,6 +146,12 @@ def _require(defense: Defense, context: ScanContext | ModelContext | TrainingCon
         raise NotApplicable(reason)
 
 
+def _require_measured(attack: UnderAttack) -> None:
+    """Scans are the same with and without a trigger that enters the image: to compare them would measure nothing."""
+    if attack.trigger.trigger.domain == "image":
+        raise NotApplicable("the attack changes images, and this defense measured data")
+
+
 def _sources(attack: UnderAttack) -> tuple[int, ...]:
     """Test slices of the attacked classes: those that a trigger is for."""
     return tuple(i for i, target in enumerate(attack.test.targets) if target in attack.chain.sources)
@@ -133,34 +162,16 @@ def _who(attack: UnderAttack, positions: Sequence[int]) -> tuple[list[str], list
 
 
 def _detector(defense: ScanDetector, name: str, attack: UnderAttack) -> _Outcome:
-    context = scan_context(attack)
-    detection, positions = _calibrated(defense, context, attack), _sources(attack)
+    _require_measured(attack)
+    context, positions = scan_context(attack), _sources(attack)
+    detection, seconds = calibrated(defense, context, attack)
     judged: list[tuple[Tensor, Tensor | None]] = []
     for trigger in (None, attack.trigger):
-        parts = [detection.judge(scans) for scans in MeasuredScans(attack.chain, attack.test, positions, trigger).batches(BATCH)]
+        parts = [detection.judge(scans) for scans in measured_scans(attack.chain, attack.test, positions, trigger).batches(BATCH)]
         found = [part.p_value.cpu() for part in parts if part.p_value is not None]
         judged.append((torch.cat([part.score.cpu() for part in parts]), torch.cat(found) if len(found) == len(parts) else None))
-    return _Outcome(
-        _detection(attack, positions, judged, detection.held_out), clean_slices=len(context.clean), held_out=detection.held_out
-    )
-
-
-def _calibrated(defense: _Calibratable[_D], context: ScanContext, attack: UnderAttack) -> _D:
-    """A calibrated detector: an artifact, since clean scans are the same for every attack on a chain and seed.
-
-    Raises:
-        NotApplicable: it does not apply to this chain.
-    """
-    if reason := defense.why_not(context):
-        raise NotApplicable(reason)
-
-    def make(folder: Path) -> dict[str, Any]:
-        write_tensors(folder / "detector.safetensors", defense.calibrate(context).tensors(), {})
-        return {}
-
-    key = {**attack.chain.key, "detector": defense, "seed": attack.seed}
-    folder = attack.artifacts.get("detector", key, make).folder
-    return defense.restore(read_tensors(folder / "detector.safetensors")[0], context.geometry)
+    metrics = _detection(attack, positions, judged, detection.held_out)
+    return _Outcome(metrics, clean_slices=len(context.clean), held_out=detection.held_out, seconds=seconds)
 
 
 def _detection(
@@ -182,8 +193,9 @@ def _detection(
 
 
 def _set_detector(defense: ScanSetDetector, name: str, attack: UnderAttack) -> _Outcome:
+    _require_measured(attack)
     context = scan_context(attack)
-    detection = _calibrated(defense, context, attack)
+    detection, seconds = calibrated(defense, context, attack)
     # One slice per patient first, so that a set is of as many patients as there are.
     seen: dict[str, int] = {}
     ranked = []
@@ -197,7 +209,7 @@ def _set_detector(defense: ScanSetDetector, name: str, attack: UnderAttack) -> _
         for start in range(0, len(ordered) - size + 1, size):
             chosen = tuple(ordered[start : start + size])
             for shown, trigger in (("clean", None), ("triggered", attack.trigger)):
-                verdict = detection.judge(MeasuredScans(attack.chain, attack.test, chosen, trigger))
+                verdict = detection.judge(measured_scans(attack.chain, attack.test, chosen, trigger))
                 sets.append(
                     {"scans": size, "input": shown, "score": verdict.score, "p_value": verdict.p_value, "reason": verdict.reason}
                 )
@@ -210,7 +222,7 @@ def _set_detector(defense: ScanSetDetector, name: str, attack: UnderAttack) -> _
             rate = "tpr" if shown == "triggered" else "fpr"
             note = f"{len(flagged)} sets of {size} scans" if flagged else "no verdict"
             metrics[f"{rate}_at_5_of_{size}"] = Estimate(value=value, n=len(flagged) * size, patients=len(seen), note=note)
-    return _Outcome(metrics, clean_slices=len(context.clean), details={"sets": sets})
+    return _Outcome(metrics, clean_slices=len(context.clean), details={"sets": sets}, seconds=seconds)
 
 
 def _rows(attack: UnderAttack, model: str, shown: str, predict: Callable[[list[int]], Tensor]) -> SampleTable:
@@ -235,28 +247,28 @@ def _shown(attack: UnderAttack) -> tuple[tuple[str, Injection | None], ...]:
 
 
 def _scans(attack: UnderAttack, positions: Sequence[int], trigger: Injection | None) -> Scans:
-    (scans,) = MeasuredScans(attack.chain, attack.test, tuple(positions), trigger).batches(len(positions))
+    (scans,) = measured_scans(attack.chain, attack.test, positions, trigger).batches(len(positions))
     return scans
 
 
 @torch.no_grad()
 def _purifier(defense: ScanPurifier, name: str, attack: UnderAttack) -> _Outcome:
-    if attack.trigger.trigger.domain == "image":
-        raise NotApplicable("the attack changes images, and this defense measured data")
-    context = scan_context(attack)
+    _require_measured(attack)
+    context, outcome = scan_context(attack), _Outcome(model=f"attacked+{name}")
     _require(defense, context)
     purification, imaging = defense.fit(context), attack.chain.imaging
-    tables = []
-    for model, network in (("clean", attack.clean), ("attacked", attack.attacked)):
-        for shown, trigger in _shown(attack):
 
-            def predict(positions: list[int], trigger: Injection | None = trigger, network: Classifier = network) -> Tensor:
-                purified = purification.purify(_scans(attack, positions, trigger))
-                return network.predict(imaging.reconstruct(purified))[1]
+    def rows(network: Classifier, model: str, shown: str, trigger: Injection | None) -> SampleTable:
+        def images(positions: list[int]) -> Tensor:
+            return imaging.reconstruct(purification.purify(_scans(attack, positions, trigger)))
 
-            if model == "attacked" or trigger is None:
-                tables.append(_rows(attack, f"{model}+{name}", shown, predict))
-    return _Outcome(tables=tables, model=f"attacked+{name}", clean_slices=len(context.clean))
+        return predict_images(attack.test, network, images, model=f"{model}+{name}", shown=shown)
+
+    with outcome.beside():
+        outcome.tables.append(clean_rows(defense, name, attack, lambda: rows(attack.clean, "clean", "clean", None)))
+    outcome.tables += [rows(attack.attacked, "attacked", shown, trigger) for shown, trigger in _shown(attack)]
+    outcome.clean_slices = len(context.clean)
+    return outcome
 
 
 def _wrapper(defense: PredictionWrapper, name: str, attack: UnderAttack) -> _Outcome:
@@ -288,13 +300,9 @@ def _wrapper(defense: PredictionWrapper, name: str, attack: UnderAttack) -> _Out
 
 
 def _input_detector(defense: InputDetector, name: str, attack: UnderAttack) -> _Outcome:
-    # Fitted on one half of the validation patients, p-values from the other.
-    patients = sorted({entry.patient for entry in attack.validation.entries})
-    first = set(patients[::2])
-    halves: tuple[list[int], list[int]] = ([], [])
-    for i, entry in enumerate(attack.validation.entries):
-        halves[entry.patient not in first].append(i)
-    context = model_context(attack, attack.attacked, halves[0])
+    # Fitted on one half of the validation patients, p-values from the other, as detectors of scans are.
+    dealt = halves([entry.patient for entry in attack.validation.entries], attack.seed, name)
+    context = model_context(attack, attack.attacked, dealt.fit)
     _require(defense, context)
     detection, positions = defense.fit(context), _sources(attack)
 
@@ -305,78 +313,91 @@ def _input_detector(defense: InputDetector, name: str, attack: UnderAttack) -> _
             out.append(detection.score(clean if triggered is None else triggered).double().cpu())
         return torch.cat(out)
 
-    names = [attack.validation.entries[i].patient for i in halves[1]]
-    weights = torch.tensor([1 / names.count(patient) for patient in names], dtype=torch.float64)
-    held_out = HeldOut(score(attack.validation, halves[1], None) if halves[1] else weights, weights)
+    held_out = HeldOut(score(attack.validation, dealt.held_out, None), dealt.weights)
     clean, triggered = (score(attack.test, positions, trigger) for _, trigger in _shown(attack))
     judged = [(scores, held_out.p_values(scores)) for scores in (clean, triggered)]
     return _Outcome(
-        _detection(attack, positions, judged, held_out.patients), clean_slices=len(halves[0]), held_out=held_out.patients
+        _detection(attack, positions, judged, held_out.patients), clean_slices=len(dealt.fit), held_out=held_out.patients
     )
 
 
 def _inspector(defense: Inspector, name: str, attack: UnderAttack) -> _Outcome:
+    if attack.chain.experiment.threat.access == "inference-data":
+        raise NotApplicable("the attack leaves the network as it is (threat.access inference-data)")
     outcome = _Outcome()
-    for model, network in (("clean", attack.clean), ("attacked", attack.attacked)):
+
+    def inspected(network: Classifier) -> dict[str, Any]:
         context = model_context(attack, network)
         _require(defense, context)
         found = defense.inspect(context)
-        # One network has one score; how well scores tell networks apart is a question of many, see the study.
-        outcome.metrics[f"score_{model}"] = Estimate(value=found.score, n=1, patients=0, note="one network")
-        outcome.details[model] = {"by_class": list(found.by_class), **found.details}
         outcome.clean_slices = len(context.clean)
+        return {"score": found.score, "by_class": list(found.by_class), **found.details}
+
+    with outcome.beside():
+        clean = on_clean(defense, name, attack, lambda folder: {"found": inspected(attack.clean)}).facts["found"]
+    for model, found in (("clean", clean), ("attacked", inspected(attack.attacked))):
+        # One network has one score; how well scores tell networks apart is a question of many, see the study.
+        outcome.metrics[f"score_{model}"] = Estimate(value=found["score"], n=1, patients=0, note="one network")
+        outcome.details[model] = {fact: value for fact, value in found.items() if fact != "score"}
     return outcome
 
 
 def _repair(defense: Repair, name: str, attack: UnderAttack) -> _Outcome:
-    tables, used = [], 0
-    for model, network in (("clean", attack.clean), ("attacked", attack.attacked)):
+    outcome = _Outcome(model=f"attacked+{name}")
+
+    def repaired(network: Classifier) -> Classifier:
         context = model_context(attack, network)
         _require(defense, context)
-        repaired, used = defense.repair(context), len(context.clean)
-        tables += _network_rows(attack, f"{model}+{name}", repaired, triggered=model == "attacked")
-    return _Outcome(tables=tables, model=f"attacked+{name}", clean_slices=used)
+        outcome.clean_slices = len(context.clean)
+        return defense.repair(context)
+
+    def behind_it() -> SampleTable:
+        return predict(attack.test, repaired(attack.clean), None, model=f"clean+{name}", shown="clean")
+
+    with outcome.beside():
+        outcome.tables.append(clean_rows(defense, name, attack, behind_it))
+    outcome.tables += _network_rows(attack, outcome.model, repaired(attack.attacked))
+    return outcome
 
 
-@torch.no_grad()
-def _network_rows(attack: UnderAttack, model: str, network: Classifier, *, triggered: bool) -> list[SampleTable]:
-    out = []
-    for shown, trigger in _shown(attack):
-        if trigger is not None and not triggered:
-            continue
-
-        def predict(positions: list[int], trigger: Injection | None = trigger) -> Tensor:
-            clean, changed = attack.test.pair(positions, 0, trigger)
-            return network.predict(clean if changed is None else changed)[1]
-
-        out.append(_rows(attack, model, shown, predict))
-    return out
+def _network_rows(attack: UnderAttack, model: str, network: Classifier) -> list[SampleTable]:
+    return [predict(attack.test, network, trigger, model=model, shown=shown) for shown, trigger in _shown(attack)]
 
 
 def _filter(defense: SampleFilter, name: str, attack: UnderAttack) -> _Outcome:
     context, training = training_context(attack)
     _require(defense, context)
+    if not training.poisoned:
+        raise NotApplicable("needs poisoned slices to be measured on, and this run has none (poison_rate 0)")
     scores = defense.suspicion(context).double().cpu()
     poisoned = [i in training.poisoned for i in range(len(attack.train))]
     patients = [entry.patient for entry in attack.train.entries]
     labels = list(context.samples.targets)
-    if not any(poisoned):
-        raise NotApplicable("needs poisoned slices to be measured on, and this run has none (poison_rate 0)")
     auroc = auroc_estimate(scores.numpy(), poisoned, patients, labels, class_names=attack.chain.classes)
     count = sum(poisoned)
-    flagged = scores.argsort(descending=True, stable=True)[:count].tolist()
-    found = sum(poisoned[i] for i in flagged)
     share = Estimate(
-        value=found / count, n=count, patients=len(set(patients)), note=f"among the {count} most suspicious of {len(scores)}"
+        value=_precision(scores, torch.tensor(poisoned)),
+        n=count,
+        patients=len(set(patients)),
+        note=f"among the {count} most suspicious of {len(scores)}",
     )
     return _Outcome({"auroc": auroc, "precision_at_poisoned": share}, clean_slices=0, details={"poisoned": count})
+
+
+def _precision(scores: Tensor, poisoned: Tensor) -> float:
+    """Share of poisoned slices among as many of the highest scores; equal scores count as if drawn among, not by their place."""
+    count = int(poisoned.sum())
+    last = scores.sort(descending=True).values[count - 1]
+    above, tied = scores > last, scores == last
+    share = (count - int(above.sum())) / int(tied.sum())
+    return (int((above & poisoned).sum()) + share * int((tied & poisoned).sum())) / count
 
 
 def _training(defense: TrainingDefense, name: str, attack: UnderAttack) -> _Outcome:
     context, _ = training_context(attack)
     _require(defense, context)
     network = defense.train(context)
-    return _Outcome(tables=_network_rows(attack, f"attacked+{name}", network, triggered=True), model=f"attacked+{name}")
+    return _Outcome(tables=_network_rows(attack, f"attacked+{name}", network), model=f"attacked+{name}")
 
 
 _ROLES: Mapping[type[Defense], Callable[[Any, str, UnderAttack], _Outcome]] = {

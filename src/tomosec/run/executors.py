@@ -16,8 +16,8 @@ from tomosec.errors import InputError, TomosecError
 from tomosec.experiment import Experiment, parse_experiment
 from tomosec.progress import Progress, SilentProgress
 from tomosec.record import Record, Store
-from tomosec.run.chain import identify
-from tomosec.run.runner import run
+from tomosec.run.chain import Identified, identify
+from tomosec.run.runner import run, run_identified
 from tomosec.varying import labels
 
 Executor = Literal["inline", "processes"]
@@ -47,32 +47,48 @@ def execute(
     Raises:
         InputError: bad input of any experiment, before anything is run.
     """
-    progress = progress or SilentProgress()
     store = Store(out, create=True)
-    identities = [identify(experiment, data, store)[1] for experiment in experiments]
-    pending = dict(zip(identities, experiments, strict=True))
+    found = identify(experiments, data, store)
+    return execute_identified(found, store, executor=executor, workers=workers, data=data, device=device, progress=progress)
+
+
+def execute_identified(
+    found: Sequence[Identified],
+    store: Store,
+    *,
+    executor: Executor = "inline",
+    workers: int | None = None,
+    data: Path | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> list[Record]:
+    """As :func:`execute`, of experiments whose data are open; processes open ``data`` anew."""
+    progress = progress or SilentProgress()
+    pending = {item.identity: item for item in found}
     if executor == "inline":
-        told_apart = labels([experiment.model_dump(mode="json") for experiment in pending.values()])
-        titles = [experiment.title for experiment in pending.values()]
+        told_apart = labels([item.experiment.model_dump(mode="json") for item in pending.values()])
+        titles = [item.experiment.title for item in pending.values()]
         if len(set(titles)) == len(titles):  # then a title says it already
             told_apart = [""] * len(titles)
-        for number, (experiment, label) in enumerate(zip(pending.values(), told_apart, strict=True), 1):
+        for number, (item, label) in enumerate(zip(pending.values(), told_apart, strict=True), 1):
             if len(pending) > 1:
-                progress.message(f"Experiment {number} of {len(pending)}: {experiment.title}{f' ({label})' if label else ''}")
+                title = item.experiment.title
+                progress.message(f"Experiment {number} of {len(pending)}: {title}{f' ({label})' if label else ''}")
             try:
-                run(experiment, data=data, out=out, device=device, progress=progress)
+                run_identified(item, store, device=device, progress=progress)
             except InputError:
                 raise
             except Exception as error:  # the record has it; the other experiments go on
                 progress.message(f"failed: {error}")
     else:
-        _in_processes(pending, workers or 2, data, out, device, progress)
-    unstarted = [identity for identity in identities if not store.has(identity)]
+        experiments = {identity: item.experiment for identity, item in pending.items()}
+        _in_processes(experiments, workers or 2, data, store.root, device, progress)
+    unstarted = [identity for identity in pending if not store.has(identity)]
     if unstarted:
         raise TomosecError(
             f"{store.folder(unstarted[0])}: another process has just begun this experiment; repeat when it is done"
         )
-    return [store.read(identity) for identity in identities]
+    return [store.read(item.identity) for item in found]
 
 
 def _in_processes(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,87 +24,95 @@ from tomosec.run.chain import BATCH, Chain, MeasuredSamples
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredScans:
-    """Scans of some slices, with a trigger or without: a :class:`~tomosec.defenses.base.ScanSource`."""
+class GrantedScans:
+    """A :class:`~tomosec.defenses.base.ScanSource` that knows how to read its scans, and nothing of where they come from."""
 
-    chain: Chain
-    samples: MeasuredSamples
-    positions: tuple[int, ...]
-    trigger: Injection | None = None
-
-    @property
-    def patients(self) -> Sequence[str]:
-        """Patient of each."""
-        return [self.samples.entries[i].patient for i in self.positions]
+    patients: Sequence[str]
+    read: Callable[[int], Iterator[Scans]]
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return len(self.patients)
 
     def batches(self, size: int) -> Iterator[Scans]:
-        """All of them, with the noise of draw 0."""
-        trigger = None if self.trigger is None else self.trigger.trigger
-        imaging, seed = self.chain.imaging, self.samples.seed
-        for start in range(0, len(self), size):
-            chosen = self.positions[start : start + size]
-            keys, integrals = self.samples.keys(chosen), self.samples.integrals(chosen)
-            measured = imaging.measure_integrals(integrals, keys, seed=seed, draw=0, trigger=trigger)
+        """All of them, in a fixed order."""
+        return self.read(size)
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedImages:
+    """An :class:`~tomosec.defenses.base.ImageSource` of the same kind."""
+
+    targets: Sequence[int]
+    read: Callable[[int], Iterator[Images]]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def batches(self, size: int) -> Iterator[Images]:
+        """All of them, in a fixed order."""
+        return self.read(size)
+
+
+def measured_scans(
+    chain: Chain, samples: MeasuredSamples, positions: Sequence[int], trigger: Injection | None = None
+) -> GrantedScans:
+    """Scans of some slices with the noise of draw 0, with a trigger or without."""
+    imaging, seed = chain.imaging, samples.seed
+    injected = None if trigger is None else trigger.trigger
+
+    def read(size: int) -> Iterator[Scans]:
+        for start in range(0, len(positions), size):
+            chosen = positions[start : start + size]
+            keys, integrals = samples.keys(chosen), samples.integrals(chosen)
+            measured = imaging.measure_integrals(integrals, keys, seed=seed, draw=0, trigger=injected)
             # The noise model reads the measured data, as a site has them, and not the noiseless ones.
             noise = imaging.scanner.noise_sd(measured.clamp_min(0)) if imaging.scanner.is_noisy else None
             yield Scans(measured, keys, noise)
 
-
-@dataclass(frozen=True, slots=True)
-class ReconstructedSlices:
-    """Clean reconstructed slices with their labels: an :class:`~tomosec.defenses.base.ImageSource`."""
-
-    samples: MeasuredSamples
-    positions: tuple[int, ...]
-
-    @property
-    def targets(self) -> Sequence[int]:
-        """Label of each."""
-        return [self.samples.targets[i] for i in self.positions]
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def batches(self, size: int) -> Iterator[Images]:
-        """All of them, draw 0."""
-        for start in range(0, len(self), size):
-            chosen = list(self.positions[start : start + size])
-            images, _ = self.samples.pair(chosen, 0, None)
-            targets = torch.tensor([self.samples.targets[i] for i in chosen], device=images.device)
-            yield Images(images, targets, self.samples.keys(chosen))
+    return GrantedScans([samples.entries[i].patient for i in positions], read)
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveredSlices:
-    """Training slices as they were delivered, poison and its labels included; every slice was scanned once."""
+def clean_slices(samples: MeasuredSamples, positions: Sequence[int]) -> GrantedImages:
+    """Clean reconstructed slices of draw 0 with their labels."""
+    targets = [samples.targets[i] for i in positions]
 
-    training: VictimTraining
-    keys: tuple[str, ...]
-    labels: tuple[int, ...]
+    def read(size: int) -> Iterator[Images]:
+        for start in range(0, len(positions), size):
+            chosen = positions[start : start + size]
+            images, _ = samples.pair(chosen, 0, None)
+            labels = torch.tensor(targets[start : start + size], device=images.device)
+            yield Images(images, labels, samples.keys(chosen))
 
-    @property
-    def targets(self) -> Sequence[int]:
-        """Label of each, as delivered."""
-        return self.labels
+    return GrantedImages(targets, read)
 
-    def __len__(self) -> int:
-        return len(self.keys)
 
-    def batches(self, size: int) -> Iterator[Images]:
-        """All of them, in the order of the training split."""
-        for start in range(0, len(self), size):
-            chosen = range(start, min(start + size, len(self)))
-            batch = self.training.batch(chosen, 0)
-            yield Images(batch.images, batch.labels, self.keys[start : start + size])
+def delivered_slices(training: VictimTraining, labels: Sequence[int]) -> GrantedImages:
+    """Training slices as they were delivered, poison and its labels included, in the order of the training split.
+
+    Every slice was scanned once, where the victim's own training draws the noise of each epoch anew. Their names are numbers: a
+    file name may tell the class that a slice had before it was relabeled.
+    """
+
+    def read(size: int) -> Iterator[Images]:
+        for start in range(0, len(labels), size):
+            chosen = range(start, min(start + size, len(labels)))
+            batch = training.batch(chosen, 0)
+            yield Images(batch.images, batch.labels, tuple(f"delivered-{i}" for i in chosen))
+
+    return GrantedImages(labels, read)
 
 
 @dataclass(frozen=True, slots=True)
 class UnderAttack:
-    """What the runner knows and defenses do not."""
+    """What the runner knows and defenses do not.
 
+    Attributes:
+        key: everything that the result of a defense depends on but the defense itself.
+        clean_key: identity of the clean network.
+    """
+
+    key: Mapping[str, Any]
+    clean_key: Mapping[str, Any]
     chain: Chain
     seed: int
     train: MeasuredSamples
@@ -120,7 +129,7 @@ class UnderAttack:
 def scan_context(attack: UnderAttack) -> ScanContext:
     """What defenses of measured data are granted: the validation scans."""
     chain = attack.chain
-    clean = MeasuredScans(chain, attack.validation, tuple(range(len(attack.validation))))
+    clean = measured_scans(chain, attack.validation, range(len(attack.validation)))
     return ScanContext(
         geometry=chain.imaging.geometry,
         clean=clean,
@@ -132,11 +141,11 @@ def scan_context(attack: UnderAttack) -> ScanContext:
 
 
 def model_context(attack: UnderAttack, network: Classifier, positions: Sequence[int] | None = None) -> ModelContext:
-    """What defenses of a network are granted: the network, and validation slices, all or some."""
-    chosen = tuple(range(len(attack.validation)) if positions is None else positions)
+    """What defenses of a network are granted: a copy of the network, and validation slices, all or some."""
+    chosen = range(len(attack.validation)) if positions is None else positions
     return ModelContext(
-        network=network,
-        clean=ReconstructedSlices(attack.validation, chosen),
+        network=copy.deepcopy(network),
+        clean=clean_slices(attack.validation, chosen),
         classes=attack.chain.classes,
         imaging=attack.chain.imaging,
         seed=attack.seed,
@@ -168,7 +177,6 @@ def training_context(attack: UnderAttack) -> tuple[TrainingContext, VictimTraini
     plan = experiment.victim_training or experiment.training
     relabeled = training.poisoned if not attack.poison.keeps_labels else frozenset()
     labels = tuple(chain.target if i in relabeled else target for i, target in enumerate(attack.train.targets))
-    source = DeliveredSlices(training, attack.train.keys(range(len(attack.train))), labels)
 
     def new_network() -> Classifier:
         config = cast(Network, experiment.network)
@@ -182,12 +190,12 @@ def training_context(attack: UnderAttack) -> tuple[TrainingContext, VictimTraini
         return _fit(network, images, weights, plan, attack)
 
     context = TrainingContext(
-        samples=source,
+        samples=delivered_slices(training, labels),
         training=plan,
         new_network=new_network,
         fit=fit,
         classes=chain.classes,
-        network=attack.attacked,
+        network=copy.deepcopy(attack.attacked),
         seed=attack.seed,
         device=chain.device,
         progress=attack.progress,
@@ -196,11 +204,13 @@ def training_context(attack: UnderAttack) -> tuple[TrainingContext, VictimTraini
 
 
 def _fit(network: Classifier, images: ImageSource, weights: Tensor | None, plan: Training, attack: UnderAttack) -> Classifier:
-    """Train on given slices, each with its weight in the loss."""
+    """Train on given slices, each with its weight in the loss; those of weight 0 are not shown, to batch statistics neither."""
     batches = list(images.batches(BATCH))
     pictures = torch.cat([batch.images.cpu() for batch in batches])
     targets = torch.cat([batch.targets.cpu() for batch in batches])
     weight = torch.ones(len(targets)) if weights is None else weights.float().cpu()
+    seen = weight != 0
+    pictures, targets, weight = pictures[seen], targets[seen], weight[seen]
 
     class Source:
         def __len__(self) -> int:

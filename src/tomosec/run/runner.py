@@ -18,7 +18,7 @@ from tomosec.progress import Progress, SilentProgress
 from tomosec.record import Condition, DataSummary, Physics, Record, SeedResult, Store, now
 from tomosec.run.artifacts import Artifacts
 from tomosec.run.assess import severity, untested
-from tomosec.run.chain import Chain, build_chain, identify
+from tomosec.run.chain import Chain, Identified, build_chain, identify
 from tomosec.run.provenance import provenance
 from tomosec.run.score import conditions, with_effectiveness
 from tomosec.run.seed import SeedRun, SeedRunner
@@ -51,9 +51,15 @@ def run(
         InputError: the data or the folder cannot be used.
         TomosecError: the run failed; what was complete is kept, and the record says ``error``.
     """
-    progress = progress or SilentProgress()
     store = Store(out, create=True)
-    opened, identity = identify(experiment, data, store)
+    (found,) = identify([experiment], data, store)
+    return run_identified(found, store, device=device, progress=progress)
+
+
+def run_identified(found: Identified, store: Store, *, device: str = "auto", progress: Progress | None = None) -> Record:
+    """As :func:`run`, of an experiment whose data are open."""
+    progress = progress or SilentProgress()
+    experiment, identity = found.experiment, found.identity
     if store.has(identity) and (done := store.read(identity)).complete:
         return done
     with store.claim(identity) as folder:
@@ -76,14 +82,14 @@ def run(
         store.write(record)
         try:
             artifacts = Artifacts(store.artifacts)
-            chain = build_chain(experiment, opened, artifacts, watched, chosen)
+            chain = build_chain(experiment, found.opened, artifacts, watched, chosen)
             record = watched.update(
                 data=_data_summary(chain, experiment),
                 warnings=tuple(
                     f"{f.where}: {f.message}" if f.where else f.message for f in chain.prepared.findings if f.level != "note"
                 ),
             )
-            settings = build_settings(chain, opened, artifacts, watched)
+            settings = build_settings(chain, found.opened, artifacts, watched)
             runs: list[SeedRun] = []
             for seed in experiment.seeds:
                 runs.append(SeedRunner(chain, seed, artifacts, watched, settings).run())
@@ -199,7 +205,8 @@ def _finish(record: Record, chain: Chain, runs: list[SeedRun], folder: Path, sec
             "physics": _physics(chain, runs[0].why_not_linear),
         }
     )
-    return record.model_copy(update={"severity": severity(record), "untested": untested(record)})
+    warnings = record.warnings + record.failures
+    return record.model_copy(update={"severity": severity(record), "untested": untested(record), "warnings": warnings})
 
 
 def _transfer_notes(seeds: tuple[SeedResult, ...]) -> tuple[str, ...]:

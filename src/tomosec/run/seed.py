@@ -13,6 +13,7 @@ from tomosec.analysis.networks import Classifier
 from tomosec.attacks.base import Attack, AttackContext
 from tomosec.attacks.noise import random_phases, white_pattern
 from tomosec.attacks.poisoning import Poison
+from tomosec.component import canonical
 from tomosec.defenses.base import Defense
 from tomosec.errors import InputError, NotApplicable
 from tomosec.metrics.attack import attack_success_rate
@@ -32,6 +33,10 @@ from tomosec.run.transfer import read_at
 from tomosec.run.victims import TrainedModel, Trainer
 from tomosec.tensorfile import read_tensors, write_tensors
 from tomosec.trigger import AdditiveTrigger, Trigger, load_trigger
+from tomosec.varying import DESCRIPTIVE
+
+#: Fields of an experiment that say nothing about what a defense meets in one seed.
+UNSEEN_BY_DEFENSES = DESCRIPTIVE | {"defenses", "seeds", "controls", "transfer", "detail"}
 
 
 @dataclass(slots=True)
@@ -124,7 +129,10 @@ class SeedRunner:
         """Measure the experiment's defenses against this seed's attack."""
         if not self._experiment.defenses:
             return
+        fields = {name: value for name, value in canonical(self._experiment).items() if name not in UNSEEN_BY_DEFENSES}
         attack = UnderAttack(
+            key={"experiment": fields, "data": self._chain.manifest, "seed": self._seed},
+            clean_key=self._models["clean"].key,
             chain=self._chain,
             seed=self._seed,
             train=self._chain.samples("train", self._seed),

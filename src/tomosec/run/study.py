@@ -10,13 +10,13 @@ import numpy as np
 
 from tomosec.experiment import Experiment, Recipe
 from tomosec.metrics.attack import auroc, source_rows
-from tomosec.metrics.statistics import Estimate, average
+from tomosec.metrics.statistics import Estimate, average, wilson
 from tomosec.metrics.table import SampleTable
 from tomosec.progress import Progress
 from tomosec.record import Record, Store
 from tomosec.run.chain import identify
-from tomosec.run.executors import Executor, execute
-from tomosec.study import Comparison, ModelDetection, Study, write_study
+from tomosec.run.executors import Executor, execute_identified
+from tomosec.study import Comparison, Inspected, ModelDetection, Study, clean_networks, inspected, write_study
 from tomosec.threat import Goal
 
 #: Networks of either kind that a ROC of inspectors needs.
@@ -46,11 +46,14 @@ def run_study(
     """
     assert recipe.study is not None
     store = Store(out, create=True)
-    cells = tuple(dict.fromkeys(identify(experiment, data, store)[1] for experiment in experiments))
+    identified = identify(experiments, data, store)
+    cells = tuple(dict.fromkeys(item.identity for item in identified))
     study = Study(kind=recipe.study, title=recipe.title, recipe=Path(recipe.source).name, preset=preset or "", cells=cells)
     write_study(store, study)
     try:
-        return execute(experiments, executor=executor, workers=workers, data=data, out=out, device=device, progress=progress)
+        return execute_identified(
+            identified, store, executor=executor, workers=workers, data=data, device=device, progress=progress
+        )
     finally:
         # Whatever is complete is compared, also when the rest was interrupted.
         found = {"comparisons": compare(store, cells), "inspections": inspections(store, cells)}
@@ -125,22 +128,34 @@ def _difference(record: Record, rows: SampleTable, base: SampleTable, metric: Li
 
 
 def inspections(store: Store, cells: Sequence[str]) -> tuple[ModelDetection, ...]:
-    """AUROC of every inspector over the networks of a study; a clean network that several cells share counts once."""
+    """AUROC of every inspector: of each cell's attacked networks among the clean ones of its chain, then of all together."""
     records = [record for cell in cells if store.has(cell) and (record := store.read(cell)).status == "success"]
-    scores: dict[str, dict[str, list[float]]] = {}
-    for record in records:
-        for seed in record.seeds:
-            for result in seed.defenses:
-                for shown in ("clean", "attacked"):
-                    found = result.metrics.get(f"score_{shown}")
-                    if found is not None and found.value is not None:
-                        scores.setdefault(result.name, {}).setdefault(shown, []).append(found.value)
+    results = (result for record in records for seed in record.seeds for result in seed.defenses)
     out = []
-    for name, kinds in scores.items():
-        clean, attacked = list(dict.fromkeys(kinds.get("clean", []))), kinds.get("attacked", [])
-        if min(len(clean), len(attacked)) >= LEAST_NETWORKS:
-            value = auroc([*clean, *attacked], [False] * len(clean) + [True] * len(attacked))
-            n = len(clean) + len(attacked)
-            note = f"{len(clean)} clean and {len(attacked)} attacked networks; no interval"
-            out.append(ModelDetection(name=name, auroc=Estimate(value=value, n=n, patients=0, note=note)))
+    for name in dict.fromkeys(result.name for result in results if result.role == "inspector"):
+        clean, attacked = inspected(records, name)
+        for record in records:
+            chain = clean_networks(record)
+            own = [item for item in attacked if item.of == record.id]
+            out += _told(name, record.id, [item for item in clean if item.of == chain], own)
+        out += _told(name, "", clean, attacked)
     return tuple(out)
+
+
+def _told(name: str, cell: str, clean: Sequence[Inspected], attacked: Sequence[Inspected]) -> list[ModelDetection]:
+    """The AUROC, where there are enough networks.
+
+    Networks of one seed share their noise and initial weights, so the interval is Wilson's for as many cases as there are seeds:
+    conservative, for it takes all the networks of a seed for one.
+    """
+    if min(len(clean), len(attacked)) < LEAST_NETWORKS:
+        return []
+    scores = [item.score for item in (*clean, *attacked)]
+    value = auroc(scores, [False] * len(clean) + [True] * len(attacked))
+    seeds = min(len({item.seed for item in kind}) for kind in (clean, attacked))
+    low, high = wilson(value * seeds, seeds)
+    note = f"{len(clean)} clean and {len(attacked)} attacked networks of {seeds} seeds, each seed one case in the interval"
+    estimate = Estimate(
+        value=value, low=min(low, value), high=max(high, value), n=len(scores), patients=0, method="wilson", note=note
+    )
+    return [ModelDetection(name=name, cell=cell, auroc=estimate)]
