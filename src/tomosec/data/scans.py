@@ -162,7 +162,8 @@ class ScanFiles:
                 for scan, part in self._read(found.path):
                     yield self._placed(replace(scan, key=f"{found.key}{part}"))
             except (InputError, OSError, MemoryError) as error:
-                yield Unreadable(found.key, printable(str(error)) or type(error).__name__)
+                reason = str(error).removeprefix(f"{found.path}: ") or type(error).__name__
+                yield Unreadable(found.key, printable(reason))
 
     def _placed(self, scan: Measurement) -> Measurement | Unreadable:
         try:
@@ -180,7 +181,8 @@ class ScanFiles:
             yield root
             return
         for place, folders, names in os.walk(root, onerror=self._close, followlinks=True):
-            folder, shown = Path(place), sorted(name for name in names if not name.startswith("."))
+            folder = Path(place)
+            shown = sorted(name for name in names if not name.startswith(".") and not _is_special(folder / name))
             if folder.resolve() in self._seen:
                 folders.clear()
                 continue
@@ -222,6 +224,11 @@ class ScanFiles:
                 yield replace(scan, attributes={**whose, **scan.attributes}), f" at {scan.attributes['positionMm']:g} mm"
         else:
             raise InputError(f"{path}: images, not measured data")
+
+
+def _is_special(path: Path) -> bool:
+    """A pipe, a socket or a device, which would be waited for; a link that leads nowhere is a file that cannot be read."""
+    return path.exists() and not path.is_file()
 
 
 def _is_scan_folder(folder: Path, names: Sequence[str]) -> bool:

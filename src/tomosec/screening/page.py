@@ -40,6 +40,7 @@ LIMITS = (
 _HOW_TO_READ = {
     "complementary-rays": " Shown is the difference of the two measurements of a line, at both with opposite signs: the change "
     "is at one of them, and the map does not say at which.",
+    "fourier-wedge": " Only what is at those frequencies is shown, so a change looks like waves around its place.",
     "air-rays": " Only rays that miss the body are looked at; the others are white.",
     "pairwise-consistency": " Whole views are compared, so a view has one value for all its bins, never below 0; views that are "
     "compared with a changed one stand out too.",
@@ -153,6 +154,7 @@ class ScreenPage:
         return text + (f" {left_out} more suspicious scans have none here." if left_out > 0 else "")
 
     def _verdicts(self) -> Table:
+        profile, verdicts = self._profile, self._profile.gives_verdicts
         order = sorted(self._results, key=lambda r: (r.p_value if r.p_value is not None else 2.0, -_number(r.score)))
         rows = []
         for result in order:
@@ -175,9 +177,10 @@ class ScreenPage:
             ("Scan", "Verdict", "p", "Score", "Detector that says most", "Why"),
             tuple(rows),
             (
-                "p: the chance that a clean scan of this scanner looks at least as suspicious to all detectors together; none is "
-                f"below {self._profile.smallest_p:.3g} by this profile, however large the finding. Score: −log10 of the Cauchy "
-                "combination of their p-values, which goes on rising where all clean scans are left behind.",
+                "p: the chance that a clean scan of this scanner looks at least as suspicious to all detectors together"
+                + (f"; by this profile never below {profile.smallest_p:.3g}, however large the finding" if verdicts else "")
+                + ". Score: −log10 of the Cauchy combination of their p-values, which goes on rising where all clean scans are "
+                "left behind.",
             ),
             sortable=True,
         )
