@@ -71,6 +71,9 @@ def test_calibrate_then_screen(say: Say, scans: Path, tmp_path: Path) -> None:
     assert 18 <= found[1]["peak"]["view"] <= 27 or found[1]["peak"]["detector"] == "complementary-rays"
     shown = Page(page.read_text())
     assert "1 suspicious scan" in shown.text
+    assert "never below 0.0435" in shown.text
+    assert "sd at view" in shown.text
+    assert "waves around its place" in shown.text  # the wedge's map has to be read as such
     assert len([image for image in shown.all("img") if "over view and detector bin" in (image["alt"] or "")]) == 3
 
 

@@ -24,7 +24,7 @@ from tomosec.defenses.base import ScanContext, ScanDetection, ScanDetector, Scan
 from tomosec.errors import InputError
 from tomosec.screening import Profile, Tally, calibrate
 from tomosec.screening import panel as panel_module
-from tomosec.screening.measured import patient_of, photons_of
+from tomosec.screening.measured import as_scans, patient_of, photons_of
 from tomosec.screening.profile import DESCRIPTION, TENSORS
 
 #: Quick to calibrate, and each sees something else.
@@ -91,6 +91,16 @@ def test_the_map_is_of_the_detector_that_says_where_most_finely(fan: Profile) ->
     view, bin_ = result.where.peak
     assert 18 <= view <= 27
     assert 13 <= bin_ <= 22
+
+
+def test_the_first_reading_is_the_lowest_p_and_then_the_farthest_from_clean_scans(fan: Profile) -> None:
+    readings = fan.screen(planted(scan(900), 0.08), alpha=0.05).readings
+    assert [(r.p_value, -r.beyond) for r in readings] == sorted((r.p_value, -r.beyond) for r in readings)
+    for reading in readings:
+        clean = fan.panel.scores[:, QUICK.index(reading.detector)].numpy()
+        middle = np.sort(clean)[(len(clean) - 1) // 2]
+        spread = np.sort(np.abs(clean - middle))[(len(clean) - 1) // 2]
+        assert reading.beyond == pytest.approx((reading.score - middle) / spread)
 
 
 class Placed(ScanDetector):
@@ -268,6 +278,20 @@ def test_photons_are_stated_or_estimated_from_a_repeated_view() -> None:
     assert photons_of(replace(drifted, attributes={"photons": 7.0})) == 7
     assert photons_of(replace(drifted, attributes={"PhotonStatistics": math.nan})) == photons_of(drifted)
     assert photons_of(replace(drifted, repeats={})) is None
+
+
+def test_the_noise_of_a_ray_is_that_of_the_photons_that_are_left_of_it() -> None:
+    """sd = sqrt(exp(p) / N), and never that of less than one photon."""
+    one = scan(900)
+    values = one.line_integrals.copy()
+    values[0, :4] = 0.0, 2.0, -1.0, 50.0
+    noise = as_scans([replace(one, line_integrals=values), scan(901, photons=1e4)], "photons").noise_sd
+    assert noise is not None
+    assert noise[0, 0, 0, :4].tolist() == pytest.approx([math.sqrt(math.exp(p) / 2e4) for p in (0, 2, -1)] + [1.0], rel=1e-6)
+    assert float(noise[1, 0, 5, 7]) == pytest.approx(
+        math.sqrt(math.exp(scan(901, photons=1e4).line_integrals[5, 7]) / 1e4), rel=1e-6
+    )
+    assert as_scans([one], "clean-scans").noise_sd is None
 
 
 def test_noise_is_that_of_the_scan_where_every_clean_scan_tells_it(
