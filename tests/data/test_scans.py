@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +75,72 @@ def test_a_folder_of_projections_is_one_scan_or_its_slices(tmp_path: Path, helic
         assert high > low
 
 
+def test_links_are_followed_and_each_place_is_read_once(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", write(tmp_path / "elsewhere", [scan(1)])
+    write(root, [scan(2)])
+    (root / "linked").symlink_to(elsewhere, target_is_directory=True)
+    (root / "linked.npz").symlink_to(root / "p0002.npz")
+    (root / "dangling.npz").symlink_to(tmp_path / "gone.npz")
+    (root / "circle").symlink_to(root, target_is_directory=True)
+    found = list(ScanFiles([root]).readings())
+    assert [one.key for one in found] == ["root/dangling.npz", "root/linked.npz", "root/linked/p0001.npz"]
+    assert isinstance(found[0], Unreadable)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path / "root", [scan(1)])
+    closed = write(root / "closed", [scan(2)])
+    look = os.scandir
+
+    def deny(place: str) -> object:
+        if Path(place) == closed:
+            raise PermissionError(13, "Permission denied", str(place))
+        return look(place)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    denied, read = ScanFiles([root]).readings()
+    assert denied == Unreadable(str(closed), "the folder cannot be read (Permission denied)")
+    assert read.key == "root/p0001.npz"
+    with pytest.raises(InputError, match=r"closed: the folder cannot be read"):
+        list(ScanFiles([root]))
+    (only,) = ScanFiles([closed]).readings()
+    assert only == denied
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes with a name")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    folder = write(tmp_path / "scans", [scan(1)])
+    for name in ("pipe", "pipe.npz", "pipe.mat", "pipe.dcm"):
+        os.mkfifo(folder / name)
+    assert [one.key for one in ScanFiles([folder]).readings()] == ["scans/p0001.npz"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names that only POSIX allows")
+def test_a_name_can_forge_no_line_and_break_no_page(tmp_path: Path) -> None:
+    folder = write(tmp_path / "scans", [scan(1)])
+    content = (folder / "p0001.npz").read_bytes()
+    for name in (b"a\nb.npz: clean, p 1", b"c\x1b[2J", b"d\xff"):
+        Path(os.fsdecode(os.path.join(os.fsencode(folder), name + b".npz"))).write_bytes(content)
+    (folder / "e\n.npz").write_bytes(b"PK")
+    found = list(ScanFiles([folder]).readings())
+    keys = [one.key for one in found]
+    assert keys[:3] == ["scans/a\\nb.npz: clean, p 1.npz", "scans/c\\x1b[2J.npz", "scans/d\\udcff.npz"]
+    for one in found:
+        assert f"{one.key} {getattr(one, 'reason', '')}".isprintable()
+        one.key.encode()
+
+
+def test_a_reason_names_the_scan_once_and_spares_the_next_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = FAN.model_copy(update={"bin_mm": 7.0})
+    folder = write(tmp_path / "scans", [scan(1)])
+    monkeypatch.setattr(ScanFiles, "_read", lambda *_: iter([(scan(1, other), " at 0 mm"), (scan(2), " at 5 mm")]))
+    wrong, right = ScanFiles([folder], geometry=FAN).readings()
+    assert wrong == Unreadable("scans/p0001.npz at 0 mm", "measured in another geometry: bin_mm is 7, not 8")
+    assert right.key == "scans/p0001.npz at 5 mm"
+    with pytest.raises(InputError, match=r"^1 cannot be used:\nscans/p0001\.npz at 0 mm: measured in"):
+        list(ScanFiles([folder], geometry=FAN))
+
+
 # --- alignment ----------------------------------------------------------------------------------------------------------
 
 
@@ -93,9 +160,14 @@ def test_each_difference_is_named() -> None:
 
 def test_half_a_turn_has_to_begin_where_it_begins() -> None:
     late = PARALLEL.model_copy(update={"start": 0.1})
-    assert geometry_differences(late, PARALLEL) == ("start is 0.1, not 0",)
+    assert geometry_differences(late, PARALLEL) == ("start is 0.1 rad, not 0 rad",)
     with pytest.raises(InputError, match=r"p0001: measured in another geometry: start is 0\.1"):
         aligned(scan(1, late), PARALLEL)
+
+
+def test_a_turn_further_is_the_same_place() -> None:
+    for turns in (-1, 1, 3):
+        assert geometry_differences(PARALLEL.model_copy(update={"start": 2 * math.pi * turns}), PARALLEL) == ()
 
 
 @pytest.mark.parametrize("arc", [2 * math.pi, -2 * math.pi])
@@ -148,5 +220,4 @@ def test_images_are_no_measured_data(tmp_path: Path) -> None:
               for what in ("images", "labels")}  # fmt: skip
     np.savez(tmp_path / "medmnist.npz", **images)
     (found,) = ScanFiles([tmp_path]).readings()
-    assert isinstance(found, Unreadable)
-    assert "images, not measured data" in found.reason
+    assert found == Unreadable(f"{tmp_path.name}/medmnist.npz", "images, not measured data")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,9 @@ def test_calibrate_then_screen(say: Say, scans: Path, tmp_path: Path) -> None:
     assert 18 <= found[1]["peak"]["view"] <= 27 or found[1]["peak"]["detector"] == "complementary-rays"
     shown = Page(page.read_text())
     assert "1 suspicious scan" in shown.text
+    assert "never below 0.0435" in shown.text
+    assert "sd at view" in shown.text
+    assert "waves around its place" in shown.text  # the wedge's map has to be read as such
     assert len([image for image in shown.all("img") if "over view and detector bin" in (image["alt"] or "")]) == 3
 
 
@@ -153,10 +157,21 @@ def test_an_unreadable_scan_is_named_and_the_others_go_on(say: Say, profile: Pat
     assert "p0904.npz: not judged: " in err
     assert "bin_mm is 7, not 8" in err
     assert "2 clean" in out
-    assert "2 could not be read" in out
+    assert "2 could not be read or compared" in out
     assert "notes.txt" in out
     assert [json.loads(line)["verdict"] for line in lines.read_text().splitlines()] == ["clean", None, "clean", None]
     assert "bin_mm is 7, not 8" in Page(page.read_text()).text
+
+
+@pytest.mark.parametrize(("attributes", "said"), [({}, "no number of photons"), ({"photons": 9e4}, "9e+04 photons a bin")])
+def test_a_scan_without_a_verdict_does_not_pass_for_clean(
+    say: Say, profile: Path, tmp_path: Path, attributes: dict[str, float], said: str
+) -> None:
+    """Else a file that states other photons would get a planted patch past a script that asks for the exit code."""
+    odd = replace(planted(scan(902)), attributes=attributes)
+    code, out, _ = say(write(tmp_path / "scans", [scan(901), odd]), "--profile", profile, "--alpha", "0.04")
+    assert code == 1
+    assert f"p0902.npz: no verdict; {said}" in out or f"p0902.npz: no verdict; it tells {said}" in out
 
 
 def test_a_finding_goes_before_an_unreadable_scan(say: Say, profile: Path, scans: Path) -> None:
@@ -184,6 +199,9 @@ def test_a_scan_that_is_named_twice_is_screened_once(say: Say, profile: Path, sc
         (["scans", "-o", "empty"], "--output"),
         (["scans", "--json", "empty"], "--json"),
         (["scans", "--slices", "0"], "slices is 0"),
+        (["scans", "-o", "scans/p0902.npz"], "measured data, which are not written over"),
+        (["scans", "--json", "scans/../scans/p0902.npz"], "measured data, which are not written over"),
+        (["scans", "-o", "a.html", "--json", "./a.html"], "name two files"),
     ],
 )
 def test_bad_input_is_2(
@@ -192,9 +210,19 @@ def test_bad_input_is_2(
     monkeypatch.chdir(scans.parent)
     Path("empty").mkdir()
     Path("a.txt").write_text("")
+    before = {path: path.read_bytes() for path in scans.iterdir()}
     code, _, err = say(*args, "--profile", profile, *([] if "--alpha" in args else ["--alpha", "0.04"]))
     assert code == 2
     assert message in err
+    assert {path: path.read_bytes() for path in scans.iterdir()} == before
+
+
+@pytest.mark.parametrize("option", ["-o", "--json"])
+def test_nothing_is_written_into_the_profile(say: Say, profile: Path, scans: Path, option: str) -> None:
+    code, _, err = say(scans, "--profile", profile, "--alpha", "0.04", option, profile / "profile.json")
+    assert code == 2
+    assert "in the profile" in err
+    Profile.load(profile)
 
 
 def test_no_profile_is_2(say: Say, scans: Path) -> None:
@@ -221,6 +249,26 @@ def test_what_is_judged_is_kept_when_interrupted(
     assert "p0901.npz: clean" in out
     assert "Interrupted." in err
     assert len(lines.read_text().splitlines()) == 1
+    assert "Interrupted: 1 scan was screened" in Page(page.read_text()).text
+
+
+def test_what_is_judged_is_kept_when_something_fails(
+    say: Say, profile: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a reader of stdout that has left."""
+    judged, screen = [], Profile.screen
+
+    def broken(self: Profile, one: object, **options: object) -> object:
+        if judged:
+            raise BrokenPipeError
+        judged.append(one)
+        return screen(self, one, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Profile, "screen", broken)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    page = tmp_path / "page.html"
+    code, _, _ = say(scans, "--profile", profile, "--alpha", "0.04", "-o", page)
+    assert code == 141
     assert "Interrupted: 1 scan was screened" in Page(page.read_text()).text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import weakref
@@ -23,7 +24,7 @@ from tomosec.defenses.base import ScanContext, ScanDetection, ScanDetector, Scan
 from tomosec.errors import InputError
 from tomosec.screening import Profile, Tally, calibrate
 from tomosec.screening import panel as panel_module
-from tomosec.screening.measured import photons_of
+from tomosec.screening.measured import as_scans, patient_of, photons_of
 from tomosec.screening.profile import DESCRIPTION, TENSORS
 
 #: Quick to calibrate, and each sees something else.
@@ -78,6 +79,115 @@ def test_a_planted_patch_is_flagged_and_its_place_is_in_the_map(geometry: object
     assert set(profile.panel.not_applicable) == (
         set() if geometry is FAN else {"complementary-rays", "complementary-rays-top", "pairwise-consistency"}
     )
+
+
+def test_the_map_is_of_the_detector_that_says_where_most_finely(fan: Profile) -> None:
+    """The pairs of lines peak as high at the other measurement of a line, where nobody changed anything."""
+    result = fan.screen(planted(scan(900)), alpha=0.05)
+    tied = {reading.detector for reading in result.readings if reading.p_value == fan.smallest_p}
+    assert {"complementary-rays", "fourier-wedge"} <= tied
+    assert result.where is not None
+    assert result.where.detector == "fourier-wedge"
+    view, bin_ = result.where.peak
+    assert 18 <= view <= 27
+    assert 13 <= bin_ <= 22
+
+
+def test_the_first_reading_is_the_lowest_p_and_then_the_farthest_from_clean_scans(fan: Profile) -> None:
+    readings = fan.screen(planted(scan(900), 0.08), alpha=0.05).readings
+    assert [(r.p_value, -r.beyond) for r in readings] == sorted((r.p_value, -r.beyond) for r in readings)
+    for reading in readings:
+        clean = fan.panel.scores[:, QUICK.index(reading.detector)].numpy()
+        middle = np.sort(clean)[(len(clean) - 1) // 2]
+        spread = np.sort(np.abs(clean - middle))[(len(clean) - 1) // 2]
+        assert reading.beyond == pytest.approx((reading.score - middle) / spread)
+
+
+class Placed(ScanDetector):
+    """Placed: says the mean, with a map of blocks of a given size, and a given height at its peak."""
+
+    rows: int
+    columns: int
+    height: float
+
+    def calibrate(self, context: ScanContext) -> ScanDetection:
+        detector = self
+
+        class Detection(ScanDetection):
+            held_out = 1
+
+            def judge(self, scans: Scans) -> ScanVerdicts:
+                return ScanVerdicts(scans.line_integrals.double().mean((1, 2, 3)), None)
+
+            def where(self, scans: Scans) -> torch.Tensor:
+                rows, columns = detector.rows, detector.columns
+                blocks = torch.arange(FAN.views // rows)[:, None] * 100.0 + torch.arange(FAN.bins // columns)
+                blocks = -detector.height * blocks / blocks.max()
+                return blocks.repeat_interleave(rows, 0).repeat_interleave(columns, 1).expand(len(scans.keys), -1, -1)
+
+            def tensors(self) -> dict[str, torch.Tensor]:
+                return {}
+
+        return Detection()
+
+
+@pytest.mark.parametrize(
+    ("rest", "chosen", "place"),
+    [
+        ([], "views", "view 47"),
+        ([(6, 5, 100.0)], "p6x5", "views 42 to 47, bins 35 to 39"),
+        ([(1, 1, 4.0), (6, 5, 100.0)], "p1x1", "view 47, bin 39"),
+        ([(1, 1, 4.0), (1, 2, 100.0)], "p1x1", "view 47, bin 39"),
+    ],
+)
+def test_among_equally_suspicious_the_finest_map(
+    monkeypatch: pytest.MonkeyPatch, rest: list[tuple[int, int, float]], chosen: str, place: str
+) -> None:
+    known = {"views": Placed(rows=1, columns=40, height=200.0)}
+    known |= {f"p{rows}x{columns}": Placed(rows=rows, columns=columns, height=height) for rows, columns, height in rest}
+    monkeypatch.setattr(panel_module, "catalog", lambda: (known, {}))
+    profile = calibrate([scan(seed) for seed in range(44)])
+    high = replace(scan(900), line_integrals=scan(900).line_integrals + np.float32(3))
+    result = profile.screen(high, alpha=0.05)
+    assert result.verdict == "suspicious"
+    assert result.where is not None
+    assert (result.where.detector, result.where.place) == (chosen, place)
+    assert f"sd at {place}" in result.reason
+
+
+def test_a_finer_map_of_a_less_suspicious_detector_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Minus(Placed):
+        """Minus: the lower, the more suspicious."""
+
+        def calibrate(self, context: ScanContext) -> ScanDetection:
+            found = super().calibrate(context)
+            said = found.judge
+            found.judge = lambda scans: ScanVerdicts(-said(scans).score, None)  # type: ignore[method-assign]
+            return found
+
+    known = {"fine": Minus(rows=1, columns=1, height=9.0), "views": Placed(rows=1, columns=40, height=2.0)}
+    monkeypatch.setattr(panel_module, "catalog", lambda: (known, {}))
+    high = replace(scan(900), line_integrals=scan(900).line_integrals + np.float32(3))
+    result = calibrate([scan(seed) for seed in range(44)]).screen(high, alpha=0.05)
+    assert result.where is not None
+    assert result.where.detector == "views"
+
+
+def test_a_detector_that_says_the_same_of_all_scans_flags_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its p-value is 1: a score that is no number of float32 must not be rounded past its own equals."""
+
+    class Constant(Placed):
+        """Constant."""
+
+        def calibrate(self, context: ScanContext) -> ScanDetection:
+            found = super().calibrate(context)
+            found.judge = lambda scans: ScanVerdicts(torch.full((len(scans.keys),), 0.1, dtype=torch.float64), None)  # type: ignore[method-assign]
+            return found
+
+    monkeypatch.setattr(panel_module, "catalog", lambda: ({"constant": Constant(rows=1, columns=1, height=1.0)}, {}))
+    result = calibrate([scan(seed) for seed in range(44)]).screen(scan(900), alpha=0.05)
+    assert [reading.p_value for reading in result.readings] == [1.0]
+    assert (result.verdict, result.p_value) == ("clean", 1.0)
 
 
 def test_the_score_rises_with_the_strength_beyond_all_clean_scans(fan: Profile) -> None:
@@ -138,7 +248,7 @@ def test_a_circle_may_begin_at_any_view(fan: Profile) -> None:
     [
         ({"bin_mm": 7.9}, "bin_mm is 7.9, not 8"),
         ({"source_to_isocenter_mm": 536.0}, "source_to_isocenter_mm is 536, not 535"),
-        ({"arc": -2 * math.pi}, "arc is -6.283185, not 6.283185"),
+        ({"arc": -2 * math.pi}, "arc is -6.283185 rad, not 6.283185 rad"),
         ({"detector": "curved"}, "detector is curved, not flat"),
         ({"detector_offset_bins": 0.25}, "detector_offset_bins is 0.25, not 0"),
     ],
@@ -170,12 +280,31 @@ def test_photons_are_stated_or_estimated_from_a_repeated_view() -> None:
     assert photons_of(replace(drifted, repeats={})) is None
 
 
-def test_noise_is_that_of_the_scan_where_every_clean_scan_tells_it() -> None:
+def test_the_noise_of_a_ray_is_that_of_the_photons_that_are_left_of_it() -> None:
+    """sd = sqrt(exp(p) / N), and never that of less than one photon."""
+    one = scan(900)
+    values = one.line_integrals.copy()
+    values[0, :4] = 0.0, 2.0, -1.0, 50.0
+    noise = as_scans([replace(one, line_integrals=values), scan(901, photons=1e4)], "photons").noise_sd
+    assert noise is not None
+    assert noise[0, 0, 0, :4].tolist() == pytest.approx([math.sqrt(math.exp(p) / 2e4) for p in (0, 2, -1)] + [1.0], rel=1e-6)
+    assert float(noise[1, 0, 5, 7]) == pytest.approx(
+        math.sqrt(math.exp(scan(901, photons=1e4).line_integrals[5, 7]) / 1e4), rel=1e-6
+    )
+    assert as_scans([one], "clean-scans").noise_sd is None
+
+
+def test_noise_is_that_of_the_scan_where_every_clean_scan_tells_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("tomosec"), "propagate", True)  # the command line, where a test ran it, keeps its own
     clean = [scan(seed) for seed in range(12)]
     silent = [replace(one, attributes={}) for one in clean]
     assert calibrate(clean, detectors=QUICK).photons == (2e4, 2e4)
     assert calibrate(clean, detectors=QUICK, noise="clean-scans").photons is None
-    assert calibrate([*clean[:6], *silent[6:]], detectors=QUICK).noise == "clean-scans"
+    with caplog.at_level("INFO", "tomosec"):
+        assert calibrate([*clean[:6], *silent[6:]], detectors=QUICK).noise == "clean-scans"
+    assert "6 of 12 clean scans tell no number of photons" in caplog.text
     with pytest.raises(InputError, match="6 of 12 clean scans"):
         calibrate([*clean[:6], *silent[6:]], detectors=QUICK, noise="photons")
 
@@ -260,6 +389,22 @@ def test_scans_that_change_between_readings() -> None:
         calibrate(Vanishing(12), detectors=["fourier-wedge"])
 
 
+def test_a_clean_scan_of_another_geometry_is_named_with_the_one_that_decided() -> None:
+    other = scan(7, FAN.model_copy(update={"bin_mm": 7.9}))
+    with pytest.raises(
+        InputError, match=r"p0007: measured in another geometry: bin_mm is 7\.9, not 8, as that of p0000, the first"
+    ):
+        calibrate([scan(0), scan(1), other])
+    with pytest.raises(InputError, match=r"bin_mm is 7\.9, not 8$"):
+        calibrate([scan(0), scan(1), other], geometry=FAN)
+
+
+@pytest.mark.parametrize("name", ["patient", "PatientID"])
+def test_patient_0_is_a_patient(name: str) -> None:
+    assert patient_of(scan(1, **{name: 0.0})) == "0.0"
+    assert patient_of(scan(1, **{name: ""})) == "p0001"
+
+
 def test_slices_of_a_patient_count_once() -> None:
     slices = [scan(10 * patient + k, patient=f"P{patient}") for patient in range(12) for k in range(2)]
     profile = calibrate(slices, detectors=QUICK)
@@ -332,6 +477,22 @@ def other_version(path: Path) -> None:
     edit(path, detectors=detectors)
 
 
+def reorder(path: Path) -> None:
+    """Detectors in another order would take each other's held-out scores."""
+    edit(path, detectors=json.loads(path.read_text())["detectors"][::-1])
+
+
+def test_tensors_that_are_missing_are_named(fan: Profile) -> None:
+    kept = {name: value for name, value in fan.panel.tensors().items() if name != "air-rays/mean"}
+    with pytest.raises(InputError, match="the tensor 'mean' is missing"):
+        panel_module.Panel.restored(fan.panel.components, kept, FAN, {})
+    with pytest.raises(InputError, match="3 detectors"):
+        panel_module.Panel.restored(dict(list(fan.panel.components.items())[:3]), fan.panel.tensors(), FAN, {})
+
+
+CHANGED = "changed since it was written"
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -344,13 +505,19 @@ def other_version(path: Path) -> None:
         (lambda p: edit(p / DESCRIPTION, scans="many"), "scans: "),
         (lambda p: edit(p / DESCRIPTION, surprise=1), "unknown field 'surprise'"),
         (lambda p: edit(p / DESCRIPTION, geometry={"kind": "fan-beam"}), "geometry: views"),
-        (lambda p: edit(p / DESCRIPTION, held_out=99), "held_out is 99"),
+        (lambda p: edit(p / DESCRIPTION, held_out=99), CHANGED),
+        (lambda p: edit(p / DESCRIPTION, photons=None), CHANGED),
+        (lambda p: edit(p / DESCRIPTION, noise="clean-scans"), CHANGED),
+        (lambda p: edit(p / DESCRIPTION, photons=[math.nan, math.nan]), "finite number"),
+        (lambda p: edit(p / DESCRIPTION, geometry=FAN.model_copy(update={"views": 50}).model_dump()), CHANGED),
+        (lambda p: edit(p / DESCRIPTION, clean_scans=[]), CHANGED),
+        (lambda p: reorder(p / DESCRIPTION), CHANGED),
         (lambda p: flip_a_byte(p / TENSORS), "SHA-256"),
         (lambda p: (p / TENSORS).write_bytes((p / TENSORS).read_bytes()[:100]), "SHA-256"),
         (lambda p: other_version(p / DESCRIPTION), "version 7 of complementary-rays"),
         (lambda p: edit(p / DESCRIPTION, detectors=[{"name": "x", "component": {"kind": "air-ray"}}]), "did you mean 'air-rays'"),
         (lambda p: edit(p / DESCRIPTION, detectors=[{"name": "x", "component": {"kind": "view-drop"}}]), "no detector of scans"),
-        (lambda p: edit(p / DESCRIPTION, detectors=[{"name": "x", "component": AirRays().model_dump()}]), "missing"),
+        (lambda p: edit(p / DESCRIPTION, detectors=[{"name": "x", "component": AirRays().model_dump()}]), CHANGED),
     ],
 )  # fmt: skip
 def test_a_harmed_profile_is_named(saved: Path, harm: object, message: str) -> None:

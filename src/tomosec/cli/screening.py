@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tomosec.screening.page import ScreenPage
 
 FLAGGED = 3
-UNREADABLE = 1
+UNJUDGED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Calibrate(Verb):
 
 @dataclass(frozen=True, kw_only=True)
 class Screen(Verb):
-    """Judge incoming scans by a profile of clean ones; exit code 3 when one is suspicious.
+    """Judge incoming scans by a profile of clean ones; exit code 3 when one is suspicious, 1 when one could not be judged.
 
     The profile is made once, from clean scans of the same scanner: tomosec screen calibrate CLEAN -o PROFILE.
     """
@@ -100,8 +100,11 @@ class Screen(Verb):
         for name, path in (("output", self.output), ("json", self.json)):
             if path is not None and path.is_dir():
                 raise InputError(f"--{name} {path}: a folder; give the name of a file")
+        if self.output is not None and self.json is not None and self.output.resolve() == self.json.resolve():
+            raise InputError(f"--output and --json are both {self.output}; name two files")
         if self.maps < 0:
             raise InputError(f"--maps {self.maps}: 0 or more")
+        from tomosec.defenses.calibration import MIN_HELD_OUT
         from tomosec.run.runner import choose_device
         from tomosec.screening import Profile
         from tomosec.screening.page import ScreenPage
@@ -109,14 +112,15 @@ class Screen(Verb):
         profile = Profile.load(self.profile, device=choose_device(self.device))
         profile.require_alpha(self.alpha)
         scans = _found(self.paths, profile.geometry, self.slices)
+        self._spare(scans)
         page = ScreenPage(profile, self.alpha, self.maps)
         if not profile.gives_verdicts:
-            say(f"No verdicts: {profile.held_out} held-out patients; p-values need 19.", "yellow")
+            say(f"No verdicts: {profile.held_out} held-out patients; p-values need {MIN_HELD_OUT}.", "yellow")
         with ExitStack() as stack:
             lines = stack.enter_context(_opened(self.json)) if self.json is not None else None
             try:
                 self._screen(scans, profile, page, lines)
-            except KeyboardInterrupt:
+            except BaseException:  # Ctrl-C, a full disk, a reader of stdout that has left: what was judged is kept
                 if self.output is not None:
                     judged = page.tally.judged + page.tally.verdicts["no verdict"]
                     were = "scan was" if judged == 1 else "scans were"
@@ -128,8 +132,21 @@ class Screen(Verb):
         if self.output is not None:
             page.write(self.output)
             say(f"Page: {self.output}")
-        # A finding goes before a file that could not be read, which is named above.
-        return FLAGGED if page.tally.flagged else UNREADABLE if page.tally.unreadable else 0
+        # A finding goes before a scan that could not be judged, which is named above. One that gets no verdict, such as for the
+        # photons that it states, must not pass for clean either; where the profile gives none to any, that was said before.
+        unjudged = page.tally.unreadable or (profile.gives_verdicts and page.tally.verdicts["no verdict"])
+        return FLAGGED if page.tally.flagged else UNJUDGED if unjudged else 0
+
+    def _spare(self, scans: ScanFiles) -> None:
+        """Never write over measured data or over the profile."""
+        for name, path in (("output", self.output), ("json", self.json)):
+            if path is None:
+                continue
+            place = path.resolve()
+            if any(place == scan.resolve() or scan.resolve() in place.parents for scan in scans.paths):
+                raise InputError(f"--{name} {path}: measured data, which are not written over; name another file")
+            if self.profile.resolve() in place.parents:
+                raise InputError(f"--{name} {path}: in the profile; name a file elsewhere")
 
     def _screen(self, scans: ScanFiles, profile: Profile, page: ScreenPage, lines: TextIO | None) -> None:
         from tomosec.data.scans import Unreadable
@@ -139,7 +156,7 @@ class Screen(Verb):
                 try:
                     result = profile.screen(scan, alpha=self.alpha, want_map=True)
                 except InputError as error:
-                    scan = Unreadable(scan.key, str(error))
+                    scan = Unreadable(scan.key, str(error).removeprefix(f"{scan.key}: "))
             if isinstance(scan, Unreadable):
                 page.add_unreadable(scan.key, scan.reason)
                 errors().print(f"{scan.key}: not judged: {scan.reason}", style="red", markup=False, soft_wrap=True)
@@ -147,7 +164,7 @@ class Screen(Verb):
                 continue
             page.add(result)
             chance = f", p {result.p_value:.3g}" if result.p_value is not None else ""
-            style = "bold red" if result.verdict == "suspicious" else ""
+            style = {"suspicious": "bold red", "no verdict": "yellow"}.get(result.verdict, "")
             say(f"{result.key}: {result.verdict}{chance}; {result.reason}", style)
             _write(lines, result.as_json())
 
@@ -180,6 +197,8 @@ def _geometry(path: Path | None) -> FanBeam | ParallelBeam | None:
 
 
 def _tell(profile: Profile) -> None:
+    from tomosec.defenses.calibration import MIN_HELD_OUT
+
     panel = profile.panel
     rows = [
         [name, f"{float(panel.scores[:, k].median()):.3g}", f"{float(panel.scores[:, k].max()):.3g}"]
@@ -197,7 +216,9 @@ def _tell(profile: Profile) -> None:
     )
     if not profile.gives_verdicts:
         say(
-            "These are fewer than 19, so this profile gives scores without a verdict; add clean scans of more patients.", "yellow"
+            f"These are fewer than {MIN_HELD_OUT}, so this profile gives scores without a verdict; add clean scans of more "
+            "patients.",
+            "yellow",
         )
 
 

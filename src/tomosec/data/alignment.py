@@ -35,15 +35,18 @@ def geometry_differences(found: FanBeam | ParallelBeam, wanted: FanBeam | Parall
         if name == "angles":
             same = _same_angles(found, wanted, step)
             value, target = _listed(value), _listed(target)
-        elif name in ("start", "axis_offset_mm", "detector_offset_bins"):
-            scale = {"start": step, "axis_offset_mm": wanted.bin_at_isocenter_mm}.get(name, 1.0)
+        elif name == "start":
+            same = abs(math.remainder(value - target, 2 * math.pi)) <= 1e-3 * step  # a turn further is the same place
+        elif name in ("axis_offset_mm", "detector_offset_bins"):
+            scale = wanted.bin_at_isocenter_mm if name == "axis_offset_mm" else 1.0
             same = math.isclose(value, target, rel_tol=_TOLERANCE, abs_tol=1e-3 * scale)
         elif isinstance(value, float):
             same = math.isclose(value, target, rel_tol=_TOLERANCE)
         else:
             same = value == target
         if not same:
-            out.append(f"{name} is {_shown(value)}, not {_shown(target)}")
+            unit = " rad" if name in ("start", "arc") else ""
+            out.append(f"{name} is {_shown(value)}{unit}, not {_shown(target)}{unit}")
     return tuple(out)
 
 

@@ -76,12 +76,17 @@ class Unreadable:
     """What was found and cannot be used.
 
     Attributes:
-        key: names the file or folder, as :class:`ScanFiles` names scans.
-        reason: one message.
+        key: names the file, folder or scan, as :class:`ScanFiles` names scans.
+        reason: one message, which does not repeat the key.
     """
 
     key: str
     reason: str
+
+
+def printable(text: str) -> str:
+    """Text for terminals and pages: line breaks, escape sequences and bytes that are no text are written as Python escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +99,14 @@ class ScanFiles:
     """The scans in files and folders, in alphabetical order; nothing but names is kept, and each pass reads anew.
 
     Args:
-        paths: files, or folders that are searched with all that is below them.
+        paths: files, or folders that are searched with all that is below them; links are followed, each place once. What is
+            hidden, a name that begins with a dot, is left out.
         geometry: of files that state none. Others have to agree with it, and all take its image grid. None: files say their own.
         slices: how many evenly spaced slices of a helical scan.
 
     Attributes:
         count: files and folders that hold scans.
+        paths: of these.
         passed_over: files in folders that are none.
 
     Raises:
@@ -113,29 +120,33 @@ class ScanFiles:
             raise InputError(f"slices is {slices}; one slice of a helical scan is the least")
         self._geometry, self._slices = geometry, slices
         self.passed_over: list[Path] = []
+        self._closed: dict[Path, str] = {}
+        self._seen: set[Path] = set()
         places: dict[Path, tuple[Path, str]] = {}
         for root in map(Path, paths):
             if not root.exists():
                 raise InputError(f"{root}: no such file or folder")
-            before = len(places)
+            before = len(places) + len(self._closed)
             for path in self._search(root):
                 # The same file may be reached twice, as itself and in a folder.
                 places.setdefault(path.resolve(), (path, path.relative_to(root.parent).as_posix() if root.name else str(path)))
-            if len(places) == before and not any(root.resolve() in (place, *place.parents) for place in places):
+            known = any(root.resolve() in (place, *place.parents) for place in places)
+            if len(places) + len(self._closed) == before and not known:
                 raise InputError(
                     f"{root}: no measured data in it; read are {MATLAB} (HTC 2022), {NPZ}, {', '.join(sorted(HDF5))}, and "
                     "folders of DICOM-CT-PD or 2DeteCT"
                 )
         uses = Counter(name for _, name in places.values())
-        self._found = [_Found(path, name if uses[name] == 1 else str(path)) for path, name in places.values()]
+        self._found = [_Found(path, printable(name if uses[name] == 1 else str(path))) for path, name in places.values()]
         self.count = len(self._found)
+        self.paths = tuple(found.path for found in self._found)
 
     def __iter__(self) -> Iterator[Measurement]:
         """Yield every scan that can be read, and then raise InputError for those that cannot."""
         bad = []
         for reading in self.readings():
             if isinstance(reading, Unreadable):
-                bad.append(reading.reason)
+                bad.append(f"{reading.key}: {reading.reason}")
             else:
                 yield reading
         if bad:
@@ -144,14 +155,21 @@ class ScanFiles:
 
     def readings(self) -> Iterator[Measurement | Unreadable]:
         """Yield every scan, or why a file is none; keys are paths from the folder above those that were given."""
+        for path, reason in self._closed.items():
+            yield Unreadable(printable(str(path)), reason)
         for found in self._found:
             try:
                 for scan, part in self._read(found.path):
-                    named = replace(scan, key=f"{found.key}{part}")
-                    yield named if self._geometry is None else aligned(named, self._geometry)
+                    yield self._placed(replace(scan, key=f"{found.key}{part}"))
             except (InputError, OSError, MemoryError) as error:
-                reason = str(error)
-                yield Unreadable(found.key, reason if str(found.path) in reason else f"{found.key}: {reason}")
+                reason = str(error).removeprefix(f"{found.path}: ") or type(error).__name__
+                yield Unreadable(found.key, printable(reason))
+
+    def _placed(self, scan: Measurement) -> Measurement | Unreadable:
+        try:
+            return scan if self._geometry is None else aligned(scan, self._geometry)
+        except InputError as error:  # the next position of the same folder may do
+            return Unreadable(scan.key, str(error).removeprefix(f"{scan.key}: "))
 
     def _search(self, root: Path) -> Iterator[Path]:
         if root.is_file():
@@ -162,9 +180,14 @@ class ScanFiles:
                 )
             yield root
             return
-        for place, folders, names in os.walk(root):
+        for place, folders, names in os.walk(root, onerror=self._close, followlinks=True):
+            folder = Path(place)
+            shown = sorted(name for name in names if not name.startswith(".") and not _is_special(folder / name))
+            if folder.resolve() in self._seen:
+                folders.clear()
+                continue
+            self._seen.add(folder.resolve())
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            folder, shown = Path(place), sorted(name for name in names if not name.startswith("."))
             if _is_scan_folder(folder, shown):
                 folders.clear()
                 yield folder
@@ -175,6 +198,10 @@ class ScanFiles:
                     yield path
                 else:
                     self.passed_over.append(path)
+
+    def _close(self, error: OSError) -> None:
+        """A folder that cannot be looked into may hold scans, so it is no empty one."""
+        self._closed[Path(error.filename)] = f"the folder cannot be read ({error.strerror})"
 
     def _read(self, path: Path) -> Iterator[tuple[Measurement, str]]:
         """Scans of one file or folder, with what tells them apart."""
@@ -197,6 +224,11 @@ class ScanFiles:
                 yield replace(scan, attributes={**whose, **scan.attributes}), f" at {scan.attributes['positionMm']:g} mm"
         else:
             raise InputError(f"{path}: images, not measured data")
+
+
+def _is_special(path: Path) -> bool:
+    """A pipe, a socket or a device, which would be waited for; a link that leads nowhere is a file that cannot be read."""
+    return path.exists() and not path.is_file()
 
 
 def _is_scan_folder(folder: Path, names: Sequence[str]) -> bool:

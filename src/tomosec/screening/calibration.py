@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Literal
@@ -17,6 +18,8 @@ from tomosec.progress import Progress, SilentProgress
 from tomosec.screening.measured import Noise, as_scans, digest_of, patient_of, photons_of
 from tomosec.screening.panel import Panel, choose
 from tomosec.screening.profile import Profile
+
+_log = logging.getLogger(__name__)
 
 
 def calibrate(
@@ -87,9 +90,14 @@ class _CleanScans:
         self.digests: dict[str, str] = {}
         counts: list[float | None] = []
         progress.start(0, "read the clean scans")
+        first = ""
         for scan in scans:
-            geometry = scan.geometry if geometry is None else geometry
-            scan = aligned(scan, geometry)
+            if geometry is None:
+                geometry, first = scan.geometry, scan.key
+            try:
+                scan = aligned(scan, geometry)
+            except InputError as error:
+                raise InputError(f"{error}" + (f", as that of {first}, the first clean scan" if first else "")) from error
             other = self.digests.setdefault(digest_of(scan), scan.key)
             if len(self.digests) == len(self.patients):
                 raise InputError(f"{scan.key}: the same data as {other}; a scan counts once among the clean ones")
@@ -107,6 +115,13 @@ class _CleanScans:
             )
         self.noise: Noise = "photons" if noise != "clean-scans" and len(known) == len(counts) else "clean-scans"
         self.photons = (min(known), max(known)) if self.noise == "photons" else None
+        if noise == "auto" and 0 < len(known) < len(counts):
+            _log.info(
+                "%d of %d clean scans tell no number of photons: residuals are in units of the spread of clean scans, not of the "
+                "photon noise of each scan",
+                len(counts) - len(known),
+                len(counts),
+            )
 
     def __len__(self) -> int:
         return len(self.patients)

@@ -56,7 +56,8 @@ def as_scans(batch: Sequence[Measurement], noise: Noise, device: torch.device | 
 
 def patient_of(scan: Measurement) -> str:
     """Whose a scan is: the attribute ``patient`` or ``PatientID``, else the scan's own key."""
-    return next((str(scan.attributes[name]) for name in ("patient", "PatientID") if scan.attributes.get(name)), scan.key)
+    stated = (scan.attributes.get(name, "") for name in ("patient", "PatientID"))
+    return next((str(value) for value in stated if value != ""), scan.key)  # 0 is a name too
 
 
 def digest_of(scan: Measurement) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tomosec import __version__
+from tomosec.defenses.calibration import MIN_HELD_OUT
 from tomosec.files import write_text
 from tomosec.geometry import FanBeam, ParallelBeam
 from tomosec.report import rasters, wording
@@ -15,7 +16,7 @@ from tomosec.report.examples import Plane
 from tomosec.report.page import render
 from tomosec.report.tables import Cell, Table, facts
 from tomosec.screening.profile import Profile
-from tomosec.screening.results import InconsistencyMap, ScreenResult, Tally, meaning
+from tomosec.screening.results import InconsistencyMap, ScreenResult, Tally, meaning, signed_number
 
 #: Maps of scans that are not flagged, for comparison.
 OTHERS = 3
@@ -33,6 +34,18 @@ LIMITS = (
     "with them; after service, another tube or another dose the profile has to be made anew, or its alarms mean only that.",
     "What is too weak for one scan. “Clean” says that nothing was found at this alpha, not that nothing is there.",
 )
+
+
+#: What has to be known to read a detector's map.
+_HOW_TO_READ = {
+    "complementary-rays": " Shown is the difference of the two measurements of a line, at both with opposite signs: the change "
+    "is at one of them, and the map does not say at which.",
+    "fourier-wedge": " Only what is at those frequencies is shown, so a change looks like waves around its place.",
+    "air-rays": " Only rays that miss the body are looked at; the others are white.",
+    "pairwise-consistency": " Whole views are compared, so a view has one value for all its bins, never below 0; views that are "
+    "compared with a changed one stand out too.",
+    "noise-statistics": " A value for each tile of the sinogram: how much stronger its noise is than in clean scans, or weaker.",
+}
 
 
 class ScreenPage:
@@ -83,7 +96,8 @@ class ScreenPage:
         warnings = [interrupted] if interrupted else []
         if not profile.gives_verdicts:
             warnings.append(
-                f"No verdicts: the profile has {profile.held_out} held-out patients, and p-values need 19. Scores are shown."
+                f"No verdicts: the profile has {profile.held_out} held-out patients, and p-values need {MIN_HELD_OUT}. "
+                "Scores are shown."
             )
         title = f"{wording.plural(len(self._results), 'scan')} screened"
         if flagged:
@@ -127,15 +141,20 @@ class ScreenPage:
     def _about_maps(self) -> str:
         flagged, others = len(self._planes[True]), len(self._planes[False])
         left_out = self.tally.flagged - flagged
+        first = [f"{wording.plural(flagged, 'suspicious scan')}, the highest scores first"] if flagged else []
+        if others:
+            first.append(f"{'then ' if flagged else ''}{others} of the others for comparison")
         text = (
-            f"{wording.plural(flagged, 'suspicious scan')} first, the highest scores before others, then {others} of the others "
-            "for comparison. A map is that of the detector that says most: what it measures at every ray, in standard deviations "
-            f"of clean scans, white where it is as expected; beyond ±{LIMIT_SD:g} colors saturate. Views and bins are counted "
-            "from 0."
+            f"{', '.join(first)}. A map is that of the detector that says most; where several say equally much, of the one that "
+            "says most precisely where. It shows what the detector measures at every ray, in standard deviations (sd) of clean "
+            f"scans, white where it is as expected; beyond ±{LIMIT_SD:g} sd colors saturate. Views and bins are counted from 0. "
+            "In a whole turn every line is measured from both sides: what changes one of the two measurements shows at the other "
+            "as well, weaker or with the opposite sign."
         )
         return text + (f" {left_out} more suspicious scans have none here." if left_out > 0 else "")
 
     def _verdicts(self) -> Table:
+        profile, verdicts = self._profile, self._profile.gives_verdicts
         order = sorted(self._results, key=lambda r: (r.p_value if r.p_value is not None else 2.0, -_number(r.score)))
         rows = []
         for result in order:
@@ -158,8 +177,10 @@ class ScreenPage:
             ("Scan", "Verdict", "p", "Score", "Detector that says most", "Why"),
             tuple(rows),
             (
-                "p: the chance that a clean scan of this scanner looks at least as suspicious to all detectors together. Score: "
-                "−log10 of the Cauchy combination of their p-values, which goes on rising where all clean scans are left behind.",
+                "p: the chance that a clean scan of this scanner looks at least as suspicious to all detectors together"
+                + (f"; by this profile never below {profile.smallest_p:.3g}, however large the finding" if verdicts else "")
+                + ". Score: −log10 of the Cauchy combination of their p-values, which goes on rising where all clean scans are "
+                "left behind.",
             ),
             sortable=True,
         )
@@ -171,10 +192,10 @@ def _number(score: float) -> float:
 
 def _plane(result: ScreenResult, where: InconsistencyMap, geometry: FanBeam | ParallelBeam) -> Plane:
     raster = rasters.signed(where.values, LIMIT_SD, 360, peaks=True)
-    view, bin_ = where.peak
-    angle = math.degrees(float(geometry.view_angles[view]))
     note = f"{meaning(where.detector)[:1].upper()}{meaning(where.detector)[1:]}. " if result.verdict == "suspicious" else ""
-    note += f"Farthest from 0: {float(where.values[view, bin_]):+.1f} at view {view} ({angle:.4g}°), bin {bin_}."
+    angle = math.degrees(float(geometry.view_angles[where.peak[0]]))
+    note += f"Farthest from 0: {signed_number(where.height)} sd at {where.place}; view {where.peak[0]} is at {angle:.4g}°."
+    note += _HOW_TO_READ.get(where.detector.removesuffix("-top"), "")
     if raster.averaged != (1, 1):
         rows, columns = raster.averaged
         note += f" A pixel is the value farthest from 0 of {rows} × {columns} samples."

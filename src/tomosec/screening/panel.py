@@ -17,6 +17,7 @@ from tomosec.defenses.consistency import MEMBERS
 from tomosec.defenses.residuals import ResidualDetection, ResidualDetector, calibrate_together
 from tomosec.errors import InputError, NotApplicable, nearest
 from tomosec.geometry import FanBeam, ParallelBeam
+from tomosec.screening.results import InconsistencyMap
 
 #: Stands for all detectors of the package.
 ALL = "consistency"
@@ -67,7 +68,8 @@ class Judgment:
         p_values: of each, None as above.
         beyond: of each, how far its score is above the median of the clean ones, in their median absolute deviations.
         order: names, the most suspicious first.
-        map_of: whose map ``where`` is, the most suspicious detector's that has one; empty where none has.
+        map_of: whose map ``where`` is: of the detectors that are as suspicious as the first that has one, the one that says where
+            most finely; empty where none has.
         where: (views, bins) float32, in clean standard deviations; None where no detector has one.
     """
 
@@ -170,8 +172,8 @@ class Panel:
         score, p_value = combine(row, self.scores, self.weights)
         p_values: dict[str, float | None] = {}
         beyond: dict[str, float] = {}
-        for name, column in zip(self.parts, self.scores.T, strict=True):
-            own = HeldOut(column, self.weights).p_values(torch.tensor([scores[name]]))
+        for place, (name, column) in enumerate(zip(self.parts, self.scores.T, strict=True)):
+            own = HeldOut(column, self.weights).p_values(row[:, place])
             p_values[name] = None if own is None else float(own[0])
             middle = column.median()
             beyond[name] = float((scores[name] - middle) / (column - middle).abs().median().clamp_min(1e-300))
@@ -184,16 +186,21 @@ class Panel:
     def _where(
         self, scans: Scans, order: Sequence[str], p_values: Mapping[str, float | None], whitened: Mapping[str, Tensor]
     ) -> tuple[str, Tensor | None]:
-        """Whose map shows best where: of those that say most and equally much, the one whose peak is highest."""
-        best, found, peak = "", None, -1.0
+        """Whose map says best where: of those that say most and equally much, the finest at its peak, then the highest."""
+        best, found, rank = "", None, (0, 0.0)
         for name in order:
             if found is not None and (p_values[name] is None or p_values[name] != p_values[best]):
                 break
             part = self.parts[name]
             shared = part if isinstance(part, ResidualDetection) else None
             own = part.where(scans) if shared is None else shared.map_of(whitened[shared.detector.residual_key])
-            if own is not None and (height := float(own.abs().max())) > peak:
-                best, found, peak = name, own[0].float().cpu(), height
+            if own is None:
+                continue
+            values = own[0].float().cpu()
+            candidate = InconsistencyMap(name, values.numpy())
+            own_rank = (-candidate.rays, abs(candidate.height))
+            if found is None or own_rank > rank:
+                best, found, rank = name, values, own_rank
         return best, found
 
     def tensors(self) -> dict[str, Tensor]:

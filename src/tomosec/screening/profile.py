@@ -59,6 +59,11 @@ class _Description(Value):
     clean_scans: tuple[str, ...]
     tensors_sha256: str
 
+    def digest(self) -> str:
+        """SHA-256 of every other field, which the file of tensors holds: so neither file goes with another one's partner."""
+        content = self.model_dump(mode="json", exclude={"tensors_sha256"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
 
 class Profile:
     """Detectors that are calibrated on clean scans of one scanner; made by :func:`tomosec.screening.calibrate`.
@@ -174,26 +179,27 @@ class Profile:
         """
         folder = Path(folder)
         stored, names = _once(self.panel.tensors())
+        description = _Description(
+            format=FORMAT,
+            tomosec=__version__,
+            created=self.created,
+            geometry=self.geometry.model_dump(mode="json"),
+            scans=self.scans,
+            patients=self.patients,
+            held_out=self.held_out,
+            smallest_p=self.smallest_p,
+            noise=self.noise,
+            photons=self.photons,
+            detectors=tuple(
+                _Detector(name=name, component=part.model_dump(mode="json")) for name, part in self.panel.components.items()
+            ),
+            not_applicable=self.panel.not_applicable,
+            clean_scans=tuple(sorted(self.known)),
+            tensors_sha256="",
+        )
         with new_folder(folder) as place:
-            write_tensors(place / TENSORS, stored, {"format": FORMAT, "names": names})
-            description = _Description(
-                format=FORMAT,
-                tomosec=__version__,
-                created=self.created,
-                geometry=self.geometry.model_dump(mode="json"),
-                scans=self.scans,
-                patients=self.patients,
-                held_out=self.held_out,
-                smallest_p=self.smallest_p,
-                noise=self.noise,
-                photons=self.photons,
-                detectors=tuple(
-                    _Detector(name=name, component=part.model_dump(mode="json")) for name, part in self.panel.components.items()
-                ),
-                not_applicable=self.panel.not_applicable,
-                clean_scans=tuple(sorted(self.known)),
-                tensors_sha256=_sha256(place / TENSORS),
-            )
+            write_tensors(place / TENSORS, stored, {"format": FORMAT, "names": names, "description": description.digest()})
+            description = description.model_copy(update={"tensors_sha256": _sha256(place / TENSORS)})
             write_text(place / DESCRIPTION, description.model_dump_json(indent=1) + "\n")
         return folder
 
@@ -202,7 +208,8 @@ class Profile:
         """Read a profile.
 
         Raises:
-            InputError: no profile, a damaged one, one of a newer tomosec, or of detectors that are not here or have changed.
+            InputError: no profile, a damaged or edited one, one of a newer tomosec, or of detectors that are not here or have
+                changed.
         """
         folder = Path(folder)
         description = _read_description(folder)
@@ -216,8 +223,6 @@ class Profile:
             panel = Panel.restored(detectors, tensors, geometry, description.not_applicable)
         except InputError as error:
             raise InputError(f"{folder / TENSORS}: {error}; it does not belong to {DESCRIPTION}") from error
-        if panel.held_out != description.held_out:
-            raise InputError(f"{where}: held_out is {description.held_out}, and {TENSORS} has scores of {panel.held_out}")
         return cls(
             panel,
             geometry,
@@ -262,6 +267,11 @@ def _read_tensors(folder: Path, description: _Description) -> dict[str, Tensor]:
         raise InputError(f"{path}: damaged, or of another profile; its SHA-256 is not the one in {DESCRIPTION}")
     try:
         stored, header = read_tensors(path)
+        if header.get("description") != description.digest():
+            raise InputError(
+                f"{folder / DESCRIPTION}: changed since it was written, {TENSORS} belongs to other values; nothing in a profile "
+                "is there to be edited: calibrate again"
+            )
         return {name: stored[where] for name, where in header["names"].items()}
     except (UnreadableFileError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: damaged ({error})") from error

@@ -69,9 +69,59 @@ class InconsistencyMap:
 
     @property
     def peak(self) -> tuple[int, int]:
-        """View and bin, counted from 0, of the value that is farthest from 0."""
+        """View and bin, counted from 0, of the value that is farthest from 0; the first of several."""
         view, bin_ = np.unravel_index(int(np.abs(self.values).argmax()), self.values.shape)
         return int(view), int(bin_)
+
+    @property
+    def height(self) -> float:
+        """The value at the peak."""
+        return float(self.values[self.peak])
+
+    @property
+    def views(self) -> tuple[int, int]:
+        """First and last view around the peak of the same value: what the map does not tell apart."""
+        view, bin_ = self.peak
+        return _alike(self.values[:, bin_], view)
+
+    @property
+    def bins(self) -> tuple[int, int]:
+        """First and last bin around the peak of the same value; all of them where a detector sees whole views."""
+        view, bin_ = self.peak
+        return _alike(self.values[view], bin_)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether a change shows at either of two rays, because both are on one line: the map does not say which."""
+        return self.detector.removesuffix(_TOP) == "complementary-rays"
+
+    @property
+    def rays(self) -> int:
+        """How many rays share the place that the peak is at."""
+        (first, last), (left, right) = self.views, self.bins
+        return (last - first + 1) * (right - left + 1) * (2 if self.mirrored else 1)
+
+    @property
+    def place(self) -> str:
+        """Where the peak is, in words, no finer than the map can say."""
+        whole = self.bins == (0, self.values.shape[1] - 1)
+        return _span("view", self.views) + ("" if whole else f", {_span('bin', self.bins)}")
+
+
+def _alike(values: NDArray[np.float32], place: int) -> tuple[int, int]:
+    """First and last of the equal values around a place."""
+    other = np.flatnonzero(values != values[place])
+    before, after = other[other < place], other[other > place]
+    return (int(before[-1]) + 1 if len(before) else 0), (int(after[0]) - 1 if len(after) else len(values) - 1)
+
+
+def _span(what: str, ends: tuple[int, int]) -> str:
+    return f"{what} {ends[0]}" if ends[0] == ends[1] else f"{what}s {ends[0]} to {ends[1]}"
+
+
+def signed_number(value: float) -> str:
+    """A number of standard deviations with its sign, short however large it is."""
+    return f"{value:+.1f}" if abs(value) < 1000 else f"{value:+.3g}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +137,7 @@ class ScreenResult:
         p_value: chance of a clean scan of this scanner to look at least as suspicious; None without a verdict.
         reason: in words.
         readings: of every detector, the most suspicious first.
-        where: map of the most suspicious detector that has one.
+        where: map of the most suspicious detector that has one, the finest where several are equally suspicious.
     """
 
     key: str
@@ -111,7 +161,14 @@ class ScreenResult:
         }
         if self.where is not None:
             view, bin_ = self.where.peak
-            out["peak"] = {"detector": self.where.detector, "view": view, "bin": bin_, "sd": float(self.where.values[view, bin_])}
+            out["peak"] = {
+                "detector": self.where.detector,
+                "view": view,
+                "bin": bin_,
+                "views": self.where.views,
+                "bins": self.where.bins,
+                "sd": self.where.height,
+            }
         return out
 
 
@@ -123,7 +180,7 @@ class Tally:
         alpha: at or below which a p-value flags a scan.
         held_out: patients behind the p-values.
         verdicts: how many scans got which.
-        unreadable: how many could not be read.
+        unreadable: how many could not be read or compared.
         patients: names of those that were judged.
     """
 
@@ -151,7 +208,7 @@ class Tally:
 
     @property
     def expected(self) -> float:
-        """Most false alarms to expect if all scans are clean: judged scans times alpha."""
+        """False alarms to expect at most if all scans are clean: judged scans times alpha."""
         return self.judged * self.alpha
 
     @property
@@ -160,6 +217,8 @@ class Tally:
 
         All p-values share the held-out scans. With l = ⌊alpha (n + 1)⌋ the share of clean scans that is flagged is itself
         random, Beta(l, n + 1 − l), so the number of alarms is beta-binomial (Vovk, ACML 2012; Bates et al., Ann. Stat. 51, 2023).
+        That is exact for ranks of a score that is fixed before; the combined score ranks every scan among the held-out ones
+        anew, so here it is an approximation.
         """
         if not self.judged or len(self.patients) != self.judged:
             return None
@@ -173,14 +232,14 @@ class Tally:
         total = self.judged + self.verdicts["no verdict"]
         out = [
             f"{_scans(total)} screened: {self.flagged} suspicious, {self.verdicts['clean']} clean, "
-            f"{self.verdicts['no verdict']} without a verdict; {self.unreadable} could not be read."
+            f"{self.verdicts['no verdict']} without a verdict; {self.unreadable} could not be read or compared."
         ]
         if self.judged:
             out.append(
                 f"alpha is {self.alpha:g} for each scan: {self.expected:.3g} alarms are expected by chance if all are clean."
             )
             if self.flagged and (chance := self.by_chance) is not None:
-                out.append(f"{self.flagged} or more happen with probability {chance:.2g} if all are clean.")
+                out.append(f"{self.flagged} or more happen with probability of about {chance:.2g} if all are clean.")
             elif self.flagged:
                 out.append("Scans of one patient raise alarms together, so no probability is given for their number.")
         return out
@@ -195,10 +254,10 @@ def reason_of(readings: tuple[Reading, ...], where: InconsistencyMap | None, ver
     first = readings[0]
     stands = f"p {first.p_value:.3g}" if first.p_value is not None else f"{first.beyond:.1f} clean spreads above the median"
     if verdict != "suspicious":
-        return f"nothing stands out; {first.detector} says most, {stands}"
+        return f"nothing stands out; {first.detector} says most, {stands} by itself"
     place = ""
     if where is not None:
-        view, bin_ = where.peak
         whose = "" if where.detector == first.detector else f" by {where.detector}"
-        place = f"; {float(where.values[view, bin_]):+.1f} sd at view {view}, bin {bin_}{whose}"
-    return f"{meaning(first.detector)} ({first.detector}, {stands}{place})"
+        or_there = ", or the opposite at the ray from the other side" if where.mirrored else ""
+        place = f"; {signed_number(where.height)} sd at {where.place}{or_there}{whose}"
+    return f"{meaning(first.detector)} ({first.detector}, {stands} by itself{place})"
