@@ -169,13 +169,61 @@ def test_two_means_agrees_with_scikit_learn():
     assert np.array_equal(two_means(points), small)
 
 
+def test_two_means_of_independent_components_does_not_find_what_that_of_principal_ones_does():
+    """Independent components are principal ones of unit variance, turned: the distance that poison adds is divided out."""
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import FastICA
+
+    features, targets, bad = planted(0.1, per_class=200, seed=1)
+    own, poison = features[targets == 0], bad[targets == 0]
+    points = principal(own, 10)
+    independent = FastICA(10, random_state=0, tol=0.1, max_iter=1000).fit_transform(own)
+    ours, theirs, same = (
+        KMeans(2, n_init=10, random_state=0).fit(values) for values in (points, independent, points / points.std(axis=0))
+    )
+    assert np.array_equal(ours.labels_ == ours.labels_[poison][0], poison)
+    assert np.mean(theirs.labels_ == theirs.labels_[poison][0]) > 0.3, "half of the class"
+    assert same.inertia_ == pytest.approx(theirs.inertia_, rel=0.02)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_two_means_finds_the_odd_one_on_either_side(sign):
+    points = np.zeros((20, 1))
+    points[7] = sign
+    assert np.flatnonzero(two_means(points)).tolist() == [7]
+
+
 @pytest.mark.parametrize("kind", FILTERS)
 def test_equal_slices_and_dead_features_are_numbers(kind):
     features, targets, _ = planted(0.1, per_class=12)
     features[:, 5:] = 0
     assert bool(torch.isfinite(parse_component("defense", kind).suspicion(filtering(features, targets))).all())
-    features[:] = 1
-    assert not parse_component("defense", kind).suspicion(filtering(features, targets)).any()
+    for values in (np.ones(len(targets)), 1e3 * targets):
+        features[:] = values[:, None]
+        assert not parse_component("defense", kind).suspicion(filtering(features, targets)).any()
+
+
+@pytest.mark.parametrize("kind", FILTERS)
+@pytest.mark.parametrize("odd", [1, 2])
+def test_a_class_that_is_read_as_one_point_but_for_a_few(kind, odd):
+    """The innermost slices have no spread to whiten by."""
+    targets = np.arange(40) % 2
+    features = np.where(targets, 0.7, 0.3)[:, None] * np.ones(SIDE * SIDE)
+    features[: 2 * odd : 2] += 1 + generator("odd").random((odd, SIDE * SIDE))
+    scores = parse_component("defense", kind).suspicion(filtering(features, targets))
+    assert bool(torch.isfinite(scores).all())
+    assert float(scores.max()) < 1e30, "finite by luck"
+    if kind != "scan-untangling":
+        assert set(np.argsort(scores.numpy())[-odd:]) == set(range(0, 2 * odd, 2))
+
+
+def test_rounding_is_no_axis():
+    """Equal slices in batches of two sizes: what the network gives may differ in the last digit."""
+    features = np.full((40, SIDE * SIDE), 0.3, dtype=np.float32)
+    features[32:] = np.nextafter(features[32:], np.float32(1))
+    assert principal(features.astype(np.float64), 10).shape == (40, 0)
+    features[:, 0] += 0.01 * np.arange(40, dtype=np.float32)
+    assert principal(features.astype(np.float64), 10).shape == (40, 1)
 
 
 @pytest.mark.parametrize("kind", FILTERS)

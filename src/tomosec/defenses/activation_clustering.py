@@ -28,7 +28,7 @@ class ActivationClustering(SampleFilter):
     """
 
     kind: Literal["activation-clustering"] = "activation-clustering"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"training-samples", "weights"})
     source: ClassVar[str] = "Chen et al., SafeAI 2019"
 
@@ -65,8 +65,10 @@ def two_means(points: Array) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     best, least = np.zeros(len(points), dtype=bool), np.inf
     if points.shape[1] == 0:
         return best
-    for quantile in (0.1, 0.5, 0.9):
-        above = points[:, 0] > np.quantile(points[:, 0], quantile)
+    first = points[:, 0]
+    # The middle as well: where most points are equal, the quantiles do not split them, or only those of one side.
+    for threshold in (*np.quantile(first, (0.1, 0.5, 0.9)), (first.min() + first.max()) / 2):
+        above = first > threshold
         if not 0 < above.sum() < len(points):
             continue
         centers, members = kmeans2(
