@@ -76,6 +76,7 @@ def test_the_pattern_is_attenuation_that_ct_stores():
 def test_the_mad_index_of_two_is_a_constant_and_that_of_five_is_not():
     assert _mad_index([3.0, 80.0]) == pytest.approx(_mad_index([70.0, 80.0])) == pytest.approx(1 / 1.4826)
     assert _mad_index([3.0, 80.0, 82.0, 85.0, 78.0]) > 2 > _mad_index([76.0, 80.0, 82.0, 85.0, 78.0])
+    assert _mad_index([3.0, 80.0, 80.0, 80.0, 78.0]) is None, "half of the norms are equal, and no distance can be measured"
 
 
 def test_one_class_of_slices_is_not_enough(backdoored):
