@@ -17,10 +17,11 @@ from tomosec.defenses.base import ModelContext, Need, SampleFilter, ScanContext,
 class ActivationClustering(SampleFilter):
     """Two clusters of the representations of each class; the smaller one is suspicious where it is small and well apart.
 
-    Representations are reduced to their first principal axes (the paper takes independent components) and split by 2-means. A
-    class is suspected where the smaller cluster has at most the share ``largest`` of it. The score of a slice is the class's
-    mean silhouette, by distances to the two centers, times the place of the slice between the centers, from 0 at that of the
-    larger cluster to 1 at that of the smaller one. Slices of other classes score 0.
+    Representations are reduced to their first principal axes (the paper takes independent components, which have unit variance:
+    that divides out what poison adds) and split by 2-means. A class is suspected where the smaller cluster has at most the share
+    ``largest`` of it. The score of a slice is the class's mean silhouette, by distances to the two centers, times the place of
+    the slice between the centers, from 0 at that of the larger cluster to 1 at that of the smaller one. Slices of other classes
+    score 0.
 
     Attributes:
         dimensions: principal axes.

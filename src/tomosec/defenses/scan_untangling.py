@@ -28,11 +28,11 @@ class ScanUntangling(SampleFilter):
 
     The ratio J = sum |r - mean|² - sum |r - mean of its group|² is taken of representations r that are whitened by the
     covariance within classes; the groups are those with the largest J. The paper refers J to a chi-square with a number of
-    parameters that does not grow with the slices, and then, against its own hypothesis, to the median over classes. Choosing
-    the groups, though, gains 2n/pi on n slices of a single group, so that large clean classes would always be significant. The
-    null here is what the same search finds in Gaussian classes of the same size and dimension; a class whose J is not above all
-    but ``level`` of them scores 0. Elsewhere a slice scores the standardized J times its membership in the smaller group, from
-    0 to 1.
+    parameters that does not grow with the slices, and then, against its own hypothesis, to the median over classes. Choosing the
+    groups, though, gains 2n/pi on n slices of a single group, so that large clean classes would always be significant. The null
+    here is what the same search finds in Gaussian classes of the same size and dimension and of the common covariance; a class
+    whose J is not above all but ``level`` of them scores 0. Elsewhere a slice scores the standardized J times its membership in
+    the smaller group, from 0 to 1.
 
     Attributes:
         dimensions: principal axes of all slices.

@@ -28,7 +28,7 @@ class Spectre(SampleFilter):
     whitened class weighs its directions, and h' Q h / tr Q is the score; k is the one of 1, 2, 4, ... with the largest mean
     score. The robust estimates are those of the share 1 - 1.5 ``poison_rate`` of the slices that are closest by Mahalanobis
     distance, iterated from medians (concentration steps of the minimum covariance determinant, Rousseeuw and Van Driessen
-    1999), in place of the paper's filter; both drop the same share.
+    1999), in place of the paper's filter.
 
     Attributes:
         poison_rate: largest share of a class that may be poison; what the defender believes, not what is.
