@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from defense_toys import SHAPE, context, hand_made, slices, tensors
+from pydantic import ValidationError
 from scipy.fft import dctn, idctn
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
@@ -75,6 +76,17 @@ def test_strip_averages_entropies_of_blends_in_attenuation():
     assert scores.tolist() == pytest.approx([sum(expected) / 2], rel=1e-5)
 
 
+def test_strip_blends_with_as_many_slices_as_asked_for_and_the_seed_says_which():
+    slope = hand_made(Reads(lambda x: torch.stack([5 * x.mean((1, 2, 3)), torch.zeros(len(x))], dim=1)))
+    clean = np.linspace(0.0, 1.0, 40)
+    p = 1 / (1 + np.exp(-2.5 * (0.6 + clean)))
+    each = p * np.log(p) + (1 - p) * np.log(1 - p)
+    assert float(Strip(overlays=40).fit(given(slope, flat(*clean))).score(flat(0.6))) == pytest.approx(each.mean(), rel=1e-5)
+    chosen = [float(Strip(overlays=1).fit(given(slope, flat(*clean), seed=seed)).score(flat(0.6))) for seed in range(8)]
+    assert all(np.abs(each - score).min() < 1e-5 for score in chosen)
+    assert len(set(chosen)) > 4
+
+
 def corner_network() -> Classifier:
     """Class 1 by the mean, softly; class 0 for certain where something is denser than 1.2 water, and the more the more of it."""
     convolution, linear = nn.Conv2d(1, 2, 1), nn.Linear(2, 2)
@@ -125,6 +137,20 @@ def test_scale_up_tells_a_steady_network_from_an_unsteady_one():
     assert float(detection.score(flat(0.9))) > float(detection.score(clean).max()) + 1
     # By predicted class: what is usual for the label is not suspicious, whatever the others do.
     assert detection.score(clean).abs().max() < 3
+
+
+def test_scale_up_knows_each_predicted_class_by_its_own_slices():
+    clean = flat(0.55, 0.56, 0.3, 0.9, 0.95)  # shares of 0.2, 0.2, 1 of class 0, and of 1, 1 of class 1
+    detection = ScaleUp(level_hu=-500, width_hu=1000).fit(given(threshold_network(0.7), clean, targets=[1, 1, 1, 0, 0]))
+    assert detection.mean.tolist() == pytest.approx([1.4 / 3, 1])
+    assert float(detection.deviation[0]) == pytest.approx(np.std([0.2, 0.2, 1], ddof=1))
+    assert detection.score(flat(0.3, 0.9)).tolist() == pytest.approx([(1 - 1.4 / 3) / np.std([0.2, 0.2, 1], ddof=1), 0])
+
+
+@pytest.mark.parametrize("factors", [(), (0.5,), (3.0, 1.0)])
+def test_scale_up_amplifies(factors):
+    with pytest.raises(ValidationError, match="factors"):
+        ScaleUp(factors=factors)
 
 
 def test_scale_up_without_slices_of_a_label_compares_with_all():
