@@ -144,6 +144,8 @@ def test_scale_up_knows_each_predicted_class_by_its_own_slices():
     detection = ScaleUp(level_hu=-500, width_hu=1000).fit(given(threshold_network(0.7), clean, targets=[1, 1, 1, 0, 0]))
     assert detection.mean.tolist() == pytest.approx([1.4 / 3, 1])
     assert float(detection.deviation[0]) == pytest.approx(np.std([0.2, 0.2, 1], ddof=1))
+    # Of five factors and five slices; that of equal shares is not 0.
+    assert float(detection.deviation[1]) == pytest.approx(0.2 / 5**0.5)
     assert detection.score(flat(0.3, 0.9)).tolist() == pytest.approx([(1 - 1.4 / 3) / np.std([0.2, 0.2, 1], ddof=1), 0])
 
 
@@ -224,6 +226,32 @@ def test_grad_cam_finds_the_corner_that_decides():
     unsuspected = network.predict(clean)[0] == 0
     assert float(detection.measure(clean[unsuspected])[0].max()) == 0, "nothing speaks for class 0 but the corner"
     assert float(detection.score(bad).min()) > float(detection.score(clean).mean())
+
+
+def test_grad_cam_is_the_map_weighted_by_mean_slopes_and_noise_takes_its_place():
+    """A linear network behind a convolution at half the resolution, whose slopes differ from place to place."""
+    rng, half = np.random.default_rng(4), SHAPE[0] // 2
+    convolution, linear = nn.Conv2d(1, 3, 3, stride=2, padding=1), nn.Linear(3 * half * half, 2)
+    weights = rng.standard_normal((2, 3, half, half)) + 0.3 * rng.standard_normal((2, 3, 1, 1))
+    with torch.no_grad():
+        convolution.weight.copy_(torch.from_numpy(rng.standard_normal((3, 1, 3, 3))))
+        linear.weight.copy_(0.02 * torch.from_numpy(weights).flatten(1))
+        linear.bias.zero_()
+    network = hand_made(nn.Sequential(convolution, nn.Flatten(), linear))
+    clean = MU_WATER * torch.from_numpy(rng.standard_normal((12, 1, *SHAPE))).float()
+    detection = GradCam(carriers=12).fit(given(network, clean))
+    regions, labels = detection.regions(clean)
+    assert set(labels.tolist()) == {0, 1}
+    maps = convolution(clean / MU_WATER).detach().double()
+    cam = (torch.from_numpy(weights).mean(dim=(2, 3))[labels][:, :, None, None] * maps).sum(1, keepdim=True).clamp_min(0)
+    cam = nn.functional.interpolate(cam, size=SHAPE, mode="bilinear")
+    assert torch.equal(regions, (cam >= 0.85 * cam.amax(dim=(2, 3), keepdim=True)).float())
+    fooled, confidence = detection.measure(clean)
+    for i in range(12):
+        others = clean[labels != labels[i]]
+        pasted, noisy = (torch.where(regions[i] > 0, with_, others) for with_ in (clean[i], detection._inert[0]))
+        assert float(fooled[i]) == pytest.approx(float((network.predict(pasted)[0] == labels[i]).double().mean()))
+        assert float(confidence[i]) == pytest.approx(float(network.predict(noisy)[1].amax(1).mean()), rel=1e-5)
 
 
 def test_grad_cam_compares_with_clean_slices_of_the_same_confidence():

@@ -8,7 +8,7 @@ from defense_toys import SHAPE, context, hand_made, slices, tensors
 from torch import nn
 
 from tomosec.defenses.base import ModelContext
-from tomosec.defenses.neural_cleanse import NeuralCleanse, _mad_index
+from tomosec.defenses.neural_cleanse import NeuralCleanse, ReversedTrigger, _mad_index
 from tomosec.errors import NotApplicable
 from tomosec.hounsfield import MU_WATER
 from tomosec.testing.defenses import ImageList
@@ -53,6 +53,19 @@ def test_the_score_is_the_ratio_and_has_a_calibrated_p_value(backdoored, honest)
     assert bad.by_class[0] / bad.by_class[1] > good.by_class[0] / good.by_class[1]
     assert NeuralCleanse.p_value(5.0, torch.tensor([1.0, 2.0, 6.0])) == 0.5
     assert NeuralCleanse.p_value(7.0, torch.tensor([1.0, 2.0, 6.0])) == 0.25
+
+
+def test_of_several_classes_the_second_smallest_norm_counts(monkeypatch, honest):
+    """A class that is hard to reach makes no backdoor of the others."""
+    norms = [900.0, 20.0, 60.0, 80.0]
+    found = [ReversedTrigger(torch.ones(SHAPE), torch.ones(SHAPE), norm, 1.0) for norm in norms]
+    monkeypatch.setattr(NeuralCleanse, "reverse", lambda self, given: found)
+    inspection = NeuralCleanse().inspect(context(honest))
+    assert inspection.score == pytest.approx(60 / 20)
+    assert inspection.by_class == pytest.approx((60 / 900, 80 / 20, 80 / 60, 60 / 80))
+    assert "mad_index" not in inspection.details
+    found.append(ReversedTrigger(torch.ones(SHAPE), torch.ones(SHAPE), 100.0, 1.0))
+    assert NeuralCleanse().inspect(context(honest)).details["mad_index"] == pytest.approx(60 / (1.4826 * 20))
 
 
 def test_a_class_that_nothing_leads_to_has_the_norm_of_the_whole_image():
