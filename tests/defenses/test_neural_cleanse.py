@@ -44,6 +44,28 @@ def test_a_planted_patch_is_recovered_and_its_class_named():
     assert "mad_index" not in inspection.details, "the index says nothing of two classes"
 
 
+def test_the_cost_finds_its_level_from_either_side():
+    """Too low, the patch stays large; too high, there is none: rises and falls mend both."""
+    given, whole = context(hand_made(patch_reader(3.0))), SHAPE[0] * SHAPE[1]
+    only = ModelContext(given.network, given.clean, ("well",))
+
+    def norm(cost: float, patience: int) -> float:
+        return NeuralCleanse(steps=200, initial_cost=cost, patience=patience).reverse(only)[0].norm
+
+    assert norm(1e-6, 5) < 0.5 * norm(1e-6, 1000)
+    assert norm(10.0, 5) < 0.1 * whole
+    assert norm(10.0, 1000) == whole
+
+
+def test_slices_of_the_class_itself_are_not_looked_at():
+    images, targets = tensors(slices(20, 0))
+    images[targets == 0] = torch.nan
+    given = ModelContext(hand_made(patch_reader(3.0)), ImageList(images, targets.tolist()), ("well",))
+    (found,) = NeuralCleanse(steps=60).reverse(given)
+    assert bool(torch.isfinite(found.mask).all())
+    assert found.success >= 0.99
+
+
 def test_the_score_is_the_ratio_and_has_a_calibrated_p_value(backdoored, honest):
     settings = NeuralCleanse(steps=60)
     bad, good = settings.inspect(context(backdoored)), settings.inspect(context(honest))
