@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from defense_toys import hand_made
+from scipy.linalg import expm
 from scipy.stats import chi2
 from torch import nn
 from torchmetrics.functional.classification import binary_auroc
@@ -17,7 +18,7 @@ from tomosec.defenses.activation_clustering import ActivationClustering, two_mea
 from tomosec.defenses.base import TrainingContext
 from tomosec.defenses.scan_untangling import ScanUntangling, untangle
 from tomosec.defenses.spectral_signatures import SpectralSignatures
-from tomosec.defenses.spectre import Spectre
+from tomosec.defenses.spectre import Spectre, _robustly_whitened
 from tomosec.errors import NotApplicable
 from tomosec.hounsfield import MU_WATER
 from tomosec.randomness import generator
@@ -125,6 +126,25 @@ def test_spectre_is_not_led_by_the_poison_it_looks_for():
     features, targets, bad = planted(0.1, apart=50.0)
     scores = Spectre(poison_rate=0.1).suspicion(filtering(features, targets))
     assert auroc(scores, bad) > 0.999
+
+
+def test_spectre_whitens_the_clean_slices_whatever_the_poison():
+    features, targets, bad = planted(0.1, apart=20.0, per_class=1000)
+    own, clean = features[targets == 0][:, :6] * [1, 2, 3, 4, 5, 6] + 7, ~bad[targets == 0]
+    whitened = _robustly_whitened(own, 0.85)
+    assert whitened[clean].mean(axis=0) == pytest.approx(np.zeros(6), abs=0.15)
+    assert np.linalg.eigvalsh(np.cov(whitened[clean], rowvar=False)) == pytest.approx(np.ones(6), abs=0.25)
+
+
+def test_spectre_scores_by_quantum_entropy():
+    """h' Q h / tr Q of Q = exp(alpha (S - 1) / (|S| - 1)), by the matrix exponential."""
+    features, targets, _ = planted(0.1, per_class=200)
+    points = principal(features[targets == 0], 4)
+    whitened = _robustly_whitened(points, 1 - 1.5 * 0.1)
+    covariance = np.cov(whitened, rowvar=False)
+    q = expm(4 * (covariance - np.eye(4)) / (np.linalg.norm(covariance, 2) - 1))
+    expected = np.einsum("ni,ij,nj->n", whitened, q, whitened) / np.trace(q)
+    assert Spectre()._scores(points) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_chi_square_of_the_paper_is_no_null_for_a_searched_split():
