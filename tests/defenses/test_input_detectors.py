@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from defense_toys import SHAPE, context, hand_made, slices, tensors
+from pydantic import ValidationError
 from scipy.fft import dctn, idctn
 from torch import Tensor, nn
 from torchmetrics.functional.classification import binary_auroc
@@ -75,6 +76,17 @@ def test_strip_averages_entropies_of_blends_in_attenuation():
     assert scores.tolist() == pytest.approx([sum(expected) / 2], rel=1e-5)
 
 
+def test_strip_blends_with_as_many_slices_as_asked_for_and_the_seed_says_which():
+    slope = hand_made(Reads(lambda x: torch.stack([5 * x.mean((1, 2, 3)), torch.zeros(len(x))], dim=1)))
+    clean = np.linspace(0.0, 1.0, 40)
+    p = 1 / (1 + np.exp(-2.5 * (0.6 + clean)))
+    each = p * np.log(p) + (1 - p) * np.log(1 - p)
+    assert float(Strip(overlays=40).fit(given(slope, flat(*clean))).score(flat(0.6))) == pytest.approx(each.mean(), rel=1e-5)
+    chosen = [float(Strip(overlays=1).fit(given(slope, flat(*clean), seed=seed)).score(flat(0.6))) for seed in range(8)]
+    assert all(np.abs(each - score).min() < 1e-5 for score in chosen)
+    assert len(set(chosen)) > 4
+
+
 def corner_network() -> Classifier:
     """Class 1 by the mean, softly; class 0 for certain where something is denser than 1.2 water, and the more the more of it."""
     convolution, linear = nn.Conv2d(1, 2, 1), nn.Linear(2, 2)
@@ -127,6 +139,22 @@ def test_scale_up_tells_a_steady_network_from_an_unsteady_one():
     assert detection.score(clean).abs().max() < 3
 
 
+def test_scale_up_knows_each_predicted_class_by_its_own_slices():
+    clean = flat(0.55, 0.56, 0.3, 0.9, 0.95)  # shares of 0.2, 0.2, 1 of class 0, and of 1, 1 of class 1
+    detection = ScaleUp(level_hu=-500, width_hu=1000).fit(given(threshold_network(0.7), clean, targets=[1, 1, 1, 0, 0]))
+    assert detection.mean.tolist() == pytest.approx([1.4 / 3, 1])
+    assert float(detection.deviation[0]) == pytest.approx(np.std([0.2, 0.2, 1], ddof=1))
+    # Of five factors and five slices; that of equal shares is not 0.
+    assert float(detection.deviation[1]) == pytest.approx(0.2 / 5**0.5)
+    assert detection.score(flat(0.3, 0.9)).tolist() == pytest.approx([(1 - 1.4 / 3) / np.std([0.2, 0.2, 1], ddof=1), 0])
+
+
+@pytest.mark.parametrize("factors", [(), (0.5,), (3.0, 1.0)])
+def test_scale_up_amplifies(factors):
+    with pytest.raises(ValidationError, match="factors"):
+        ScaleUp(factors=factors)
+
+
 def test_scale_up_without_slices_of_a_label_compares_with_all():
     network = threshold_network(0.7)
     detection = ScaleUp(level_hu=-500, width_hu=1000).fit(given(network, flat(0.3, 0.4, 0.45, 0.2)))
@@ -148,6 +176,30 @@ def test_ibd_psc_is_the_confidence_of_the_amplified_network():
     scale = 1 / (1 + 1e-5) ** 0.5
     expected = [1 / (1 + math.exp(10 * (0.75 * scale - 0.6))), 1 / (1 + math.exp(-10 * (1.5 * scale - 0.6)))]
     assert scores.tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_ibd_psc_amplifies_the_last_layers_and_one_more_for_each_copy():
+    """Three layers add 1, 2 and 3; the error of 0.5 is first exceeded where two are amplified."""
+    layers = [nn.BatchNorm2d(1, eps=0) for _ in range(3)]
+    for layer, offset in zip(layers, (1.0, 2.0, 3.0), strict=True):
+        layer.bias.data[:] = offset
+    linear = nn.Linear(1, 2)
+    # Class 1 above 15.
+    linear.weight.data, linear.bias.data = torch.tensor([[0.0], [0.2]]), torch.tensor([0.0, -0.2 * 15])
+    network = hand_made(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear))
+    x = 0.0
+    amplified = [
+        x + 1 + 2 + 3,
+        2 * (x + 1 + 2 + 3),
+        2 * (2 * (x + 1 + 2) + 3),
+        2 * (2 * (2 * (x + 1) + 2) + 3),
+    ]
+    assert [value > 15 for value in amplified] == [False, False, True, True]
+    clean = flat(x, x, x, x)
+    for models, used in ((1, [2]), (2, [2, 3]), (5, [2, 3])):
+        detection = ParameterScalingConsistency(factor=2.0, models=models).fit(given(network, clean, targets=[0] * 4))
+        expected = np.mean([1 / (1 + math.exp(0.2 * (amplified[k] - 15))) for k in used])
+        assert detection.score(clean).tolist() == pytest.approx([expected] * 4, rel=1e-5)
 
 
 def test_ibd_psc_does_not_apply_without_batch_norm_or_without_errors(backdoored):
@@ -176,11 +228,62 @@ def test_grad_cam_finds_the_corner_that_decides():
     assert float(detection.score(bad).min()) > float(detection.score(clean).mean())
 
 
+def test_grad_cam_is_the_map_weighted_by_mean_slopes_and_noise_takes_its_place():
+    """A linear network behind a convolution at half the resolution, whose slopes differ from place to place."""
+    rng, half = np.random.default_rng(4), SHAPE[0] // 2
+    convolution, linear = nn.Conv2d(1, 3, 3, stride=2, padding=1), nn.Linear(3 * half * half, 2)
+    weights = rng.standard_normal((2, 3, half, half)) + 0.3 * rng.standard_normal((2, 3, 1, 1))
+    with torch.no_grad():
+        convolution.weight.copy_(torch.from_numpy(rng.standard_normal((3, 1, 3, 3))))
+        linear.weight.copy_(0.02 * torch.from_numpy(weights).flatten(1))
+        linear.bias.zero_()
+    network = hand_made(nn.Sequential(convolution, nn.Flatten(), linear))
+    clean = MU_WATER * torch.from_numpy(rng.standard_normal((12, 1, *SHAPE))).float()
+    detection = GradCam(carriers=12).fit(given(network, clean))
+    regions, labels = detection.regions(clean)
+    assert set(labels.tolist()) == {0, 1}
+    maps = convolution(clean / MU_WATER).detach().double()
+    cam = (torch.from_numpy(weights).mean(dim=(2, 3))[labels][:, :, None, None] * maps).sum(1, keepdim=True).clamp_min(0)
+    cam = nn.functional.interpolate(cam, size=SHAPE, mode="bilinear")
+    assert torch.equal(regions, (cam >= 0.85 * cam.amax(dim=(2, 3), keepdim=True)).float())
+    fooled, confidence = detection.measure(clean)
+    for i in range(12):
+        others = clean[labels != labels[i]]
+        pasted, noisy = (torch.where(regions[i] > 0, with_, others) for with_ in (clean[i], detection._inert[0]))
+        assert float(fooled[i]) == pytest.approx(float((network.predict(pasted)[0] == labels[i]).double().mean()))
+        assert float(confidence[i]) == pytest.approx(float(network.predict(noisy)[1].amax(1).mean()), rel=1e-5)
+
+
 def test_grad_cam_compares_with_clean_slices_of_the_same_confidence():
     """The scores of the slices that the line is fitted to have the mean 0."""
     clean = flat(*np.linspace(0.4, 0.8, 20))
     detection = GradCam(carriers=10).fit(given(corner_network(), clean))
     assert float(detection.score(clean).mean()) == pytest.approx(0, abs=1e-9)
+
+
+def test_grad_cam_of_a_network_that_is_always_sure_has_a_constant_line(monkeypatch):
+    """A parabola through confidences that differ by rounding swings by millions."""
+    rng = np.random.default_rng(0)
+    clean = flat(*np.linspace(0.4, 0.8, 40))
+    detection = GradCam(carriers=10).fit(given(corner_network(), clean))
+    fooled = torch.from_numpy(rng.integers(0, 2, 40).astype(float))
+    for spread in (0.0, 1e-15, 1e-9, 1e-4):
+        measured = fooled, torch.from_numpy(1 - spread * rng.random(40))
+        monkeypatch.setattr(detection, "measure", lambda _, measured=measured: measured)
+        detection.fit_line(clean)
+        assert detection.score(clean).tolist() == pytest.approx((fooled - fooled.mean()).tolist(), abs=1e-12)
+
+
+def test_grad_cam_fits_a_parabola_to_enough_slices(monkeypatch):
+    clean = flat(*np.linspace(0.4, 0.8, 40))
+    detection = GradCam(carriers=10).fit(given(corner_network(), clean))
+    confidence = torch.linspace(0.5, 1, 40, dtype=torch.float64)
+    monkeypatch.setattr(detection, "measure", lambda images: (confidence[: len(images)] ** 2, confidence[: len(images)]))
+    detection.fit_line(clean)
+    assert detection.score(clean).tolist() == pytest.approx([0] * 40, abs=1e-9)
+    # Beyond the confidences of clean slices the line is level.
+    monkeypatch.setattr(detection, "measure", lambda _: (torch.ones(1), torch.tensor([0.1], dtype=torch.float64)))
+    assert float(detection.score(clean[:1])) == pytest.approx(1 - 0.25)
 
 
 def test_grad_cam_needs_two_predicted_classes():
@@ -197,20 +300,29 @@ def grid(images: Tensor, hu: float, period: int = 3) -> Tensor:
     return out
 
 
-def test_frequency_sees_a_grid_and_calibrates_its_p_values(backdoored):
+def test_frequency_sees_a_grid_the_better_the_stronger_it_is(backdoored):
     clean, _ = tensors(slices(80, 5))
     detection = Frequency().fit(given(backdoored, clean))
     fresh, _ = tensors(slices(80, 6))
-    p_clean = detection.p_value(detection.score(fresh))
-    for alpha in (0.1, 0.25, 0.5):
-        # The calibration itself is a sample, of 40.
-        sd = (alpha * (1 - alpha) * (1 / 80 + 1 / 40)) ** 0.5
-        assert float((p_clean <= alpha).double().mean()) <= alpha + 3 * sd
     scores = [detection.score(grid(fresh, hu)).mean() for hu in (0, 300, 600, 1200)]
     assert scores == sorted(scores), "a stronger grid scores lower"
-    bad = detection.score(grid(fresh, 600))
-    assert auroc(bad, detection.score(fresh)) > 0.99
-    assert bool((detection.p_value(bad) == 1 / 41).all())
+    assert auroc(detection.score(grid(fresh, 600)), detection.score(fresh)) > 0.99
+
+
+def test_frequency_is_the_largest_excess_over_all_clean_slices_in_their_deviations(backdoored):
+    clean, _ = tensors(slices(12, 5))
+    fresh, _ = tensors(slices(5, 6))
+    features, theirs = band_features(clean, 8, 1), band_features(fresh, 8, 1)
+    expected = ((theirs - features.mean(axis=0)) / features.std(axis=0, ddof=1)).max(axis=1)
+    found = Frequency(bands=8, lowest=1).fit(given(backdoored, clean)).score(fresh)
+    assert found.numpy() == pytest.approx(expected, rel=1e-9)
+
+
+def test_frequency_of_equal_slices_is_a_number(backdoored):
+    for value in (0.0, 0.5):
+        scores = Frequency().fit(given(backdoored, flat(*[value] * 4))).score(flat(value, 1.0))
+        assert bool(torch.isfinite(scores).all())
+        assert float(scores[0]) == pytest.approx(0, abs=1e-3)
 
 
 def test_the_bands_are_those_of_the_transform():

@@ -8,7 +8,7 @@ from defense_toys import SHAPE, context, hand_made, slices, tensors
 from torch import nn
 
 from tomosec.defenses.base import ModelContext
-from tomosec.defenses.neural_cleanse import NeuralCleanse, _mad_index
+from tomosec.defenses.neural_cleanse import NeuralCleanse, ReversedTrigger, _mad_index
 from tomosec.errors import NotApplicable
 from tomosec.hounsfield import MU_WATER
 from tomosec.testing.defenses import ImageList
@@ -44,6 +44,28 @@ def test_a_planted_patch_is_recovered_and_its_class_named():
     assert "mad_index" not in inspection.details, "the index says nothing of two classes"
 
 
+def test_the_cost_finds_its_level_from_either_side():
+    """Too low, the patch stays large; too high, there is none: rises and falls mend both."""
+    given, whole = context(hand_made(patch_reader(3.0))), SHAPE[0] * SHAPE[1]
+    only = ModelContext(given.network, given.clean, ("well",))
+
+    def norm(cost: float, patience: int) -> float:
+        return NeuralCleanse(steps=200, initial_cost=cost, patience=patience).reverse(only)[0].norm
+
+    assert norm(1e-6, 5) < 0.5 * norm(1e-6, 1000)
+    assert norm(10.0, 5) < 0.1 * whole
+    assert norm(10.0, 1000) == whole
+
+
+def test_slices_of_the_class_itself_are_not_looked_at():
+    images, targets = tensors(slices(20, 0))
+    images[targets == 0] = torch.nan
+    given = ModelContext(hand_made(patch_reader(3.0)), ImageList(images, targets.tolist()), ("well",))
+    (found,) = NeuralCleanse(steps=60).reverse(given)
+    assert bool(torch.isfinite(found.mask).all())
+    assert found.success >= 0.99
+
+
 def test_the_score_is_the_ratio_and_has_a_calibrated_p_value(backdoored, honest):
     settings = NeuralCleanse(steps=60)
     bad, good = settings.inspect(context(backdoored)), settings.inspect(context(honest))
@@ -53,6 +75,19 @@ def test_the_score_is_the_ratio_and_has_a_calibrated_p_value(backdoored, honest)
     assert bad.by_class[0] / bad.by_class[1] > good.by_class[0] / good.by_class[1]
     assert NeuralCleanse.p_value(5.0, torch.tensor([1.0, 2.0, 6.0])) == 0.5
     assert NeuralCleanse.p_value(7.0, torch.tensor([1.0, 2.0, 6.0])) == 0.25
+
+
+def test_of_several_classes_the_second_smallest_norm_counts(monkeypatch, honest):
+    """A class that is hard to reach makes no backdoor of the others."""
+    norms = [900.0, 20.0, 60.0, 80.0]
+    found = [ReversedTrigger(torch.ones(SHAPE), torch.ones(SHAPE), norm, 1.0) for norm in norms]
+    monkeypatch.setattr(NeuralCleanse, "reverse", lambda self, given: found)
+    inspection = NeuralCleanse().inspect(context(honest))
+    assert inspection.score == pytest.approx(60 / 20)
+    assert inspection.by_class == pytest.approx((60 / 900, 80 / 20, 80 / 60, 60 / 80))
+    assert "mad_index" not in inspection.details
+    found.append(ReversedTrigger(torch.ones(SHAPE), torch.ones(SHAPE), 100.0, 1.0))
+    assert NeuralCleanse().inspect(context(honest)).details["mad_index"] == pytest.approx(60 / (1.4826 * 20))
 
 
 def test_a_class_that_nothing_leads_to_has_the_norm_of_the_whole_image():
@@ -76,6 +111,7 @@ def test_the_pattern_is_attenuation_that_ct_stores():
 def test_the_mad_index_of_two_is_a_constant_and_that_of_five_is_not():
     assert _mad_index([3.0, 80.0]) == pytest.approx(_mad_index([70.0, 80.0])) == pytest.approx(1 / 1.4826)
     assert _mad_index([3.0, 80.0, 82.0, 85.0, 78.0]) > 2 > _mad_index([76.0, 80.0, 82.0, 85.0, 78.0])
+    assert _mad_index([3.0, 80.0, 80.0, 80.0, 78.0]) is None, "half of the norms are equal, and no distance can be measured"
 
 
 def test_one_class_of_slices_is_not_enough(backdoored):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from defense_toys import hand_made
+from scipy.linalg import expm
 from scipy.stats import chi2
 from torch import nn
 from torchmetrics.functional.classification import binary_auroc
@@ -17,7 +18,7 @@ from tomosec.defenses.activation_clustering import ActivationClustering, two_mea
 from tomosec.defenses.base import TrainingContext
 from tomosec.defenses.scan_untangling import ScanUntangling, untangle
 from tomosec.defenses.spectral_signatures import SpectralSignatures
-from tomosec.defenses.spectre import Spectre
+from tomosec.defenses.spectre import Spectre, _robustly_whitened
 from tomosec.errors import NotApplicable
 from tomosec.hounsfield import MU_WATER
 from tomosec.randomness import generator
@@ -127,6 +128,25 @@ def test_spectre_is_not_led_by_the_poison_it_looks_for():
     assert auroc(scores, bad) > 0.999
 
 
+def test_spectre_whitens_the_clean_slices_whatever_the_poison():
+    features, targets, bad = planted(0.1, apart=20.0, per_class=1000)
+    own, clean = features[targets == 0][:, :6] * [1, 2, 3, 4, 5, 6] + 7, ~bad[targets == 0]
+    whitened = _robustly_whitened(own, 0.85)
+    assert whitened[clean].mean(axis=0) == pytest.approx(np.zeros(6), abs=0.15)
+    assert np.linalg.eigvalsh(np.cov(whitened[clean], rowvar=False)) == pytest.approx(np.ones(6), abs=0.25)
+
+
+def test_spectre_scores_by_quantum_entropy():
+    """h' Q h / tr Q of Q = exp(alpha (S - 1) / (|S| - 1)), by the matrix exponential."""
+    features, targets, _ = planted(0.1, per_class=200)
+    points = principal(features[targets == 0], 4)
+    whitened = _robustly_whitened(points, 1 - 1.5 * 0.1)
+    covariance = np.cov(whitened, rowvar=False)
+    q = expm(4 * (covariance - np.eye(4)) / (np.linalg.norm(covariance, 2) - 1))
+    expected = np.einsum("ni,ij,nj->n", whitened, q, whitened) / np.trace(q)
+    assert Spectre()._scores(points) == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_chi_square_of_the_paper_is_no_null_for_a_searched_split():
     """On 400 slices of one Gaussian group the search alone gains what the chi-square calls impossible."""
     rng, dimensions = generator("one-group"), 4
@@ -169,13 +189,61 @@ def test_two_means_agrees_with_scikit_learn():
     assert np.array_equal(two_means(points), small)
 
 
+def test_two_means_of_independent_components_does_not_find_what_that_of_principal_ones_does():
+    """Independent components are principal ones of unit variance, turned: the distance that poison adds is divided out."""
+    from sklearn.cluster import KMeans
+    from sklearn.decomposition import FastICA
+
+    features, targets, bad = planted(0.1, per_class=200, seed=1)
+    own, poison = features[targets == 0], bad[targets == 0]
+    points = principal(own, 10)
+    independent = FastICA(10, random_state=0, tol=0.1, max_iter=1000).fit_transform(own)
+    ours, theirs, same = (
+        KMeans(2, n_init=10, random_state=0).fit(values) for values in (points, independent, points / points.std(axis=0))
+    )
+    assert np.array_equal(ours.labels_ == ours.labels_[poison][0], poison)
+    assert np.mean(theirs.labels_ == theirs.labels_[poison][0]) > 0.3, "half of the class"
+    assert same.inertia_ == pytest.approx(theirs.inertia_, rel=0.02)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_two_means_finds_the_odd_one_on_either_side(sign):
+    points = np.zeros((20, 1))
+    points[7] = sign
+    assert np.flatnonzero(two_means(points)).tolist() == [7]
+
+
 @pytest.mark.parametrize("kind", FILTERS)
 def test_equal_slices_and_dead_features_are_numbers(kind):
     features, targets, _ = planted(0.1, per_class=12)
     features[:, 5:] = 0
     assert bool(torch.isfinite(parse_component("defense", kind).suspicion(filtering(features, targets))).all())
-    features[:] = 1
-    assert not parse_component("defense", kind).suspicion(filtering(features, targets)).any()
+    for values in (np.ones(len(targets)), 1e3 * targets):
+        features[:] = values[:, None]
+        assert not parse_component("defense", kind).suspicion(filtering(features, targets)).any()
+
+
+@pytest.mark.parametrize("kind", FILTERS)
+@pytest.mark.parametrize("odd", [1, 2])
+def test_a_class_that_is_read_as_one_point_but_for_a_few(kind, odd):
+    """The innermost slices have no spread to whiten by."""
+    targets = np.arange(40) % 2
+    features = np.where(targets, 0.7, 0.3)[:, None] * np.ones(SIDE * SIDE)
+    features[: 2 * odd : 2] += 1 + generator("odd").random((odd, SIDE * SIDE))
+    scores = parse_component("defense", kind).suspicion(filtering(features, targets))
+    assert bool(torch.isfinite(scores).all())
+    assert float(scores.max()) < 1e30, "finite by luck"
+    if kind != "scan-untangling":
+        assert set(np.argsort(scores.numpy())[-odd:]) == set(range(0, 2 * odd, 2))
+
+
+def test_rounding_is_no_axis():
+    """Equal slices in batches of two sizes: what the network gives may differ in the last digit."""
+    features = np.full((40, SIDE * SIDE), 0.3, dtype=np.float32)
+    features[32:] = np.nextafter(features[32:], np.float32(1))
+    assert principal(features.astype(np.float64), 10).shape == (40, 0)
+    features[:, 0] += 0.01 * np.arange(40, dtype=np.float32)
+    assert principal(features.astype(np.float64), 10).shape == (40, 1)
 
 
 @pytest.mark.parametrize("kind", FILTERS)

@@ -58,10 +58,23 @@ def _classes(labels: NDArray[np.int64]) -> Iterator[NDArray[np.intp]]:
 
 
 def principal(features: Array, dimensions: int) -> Array:
-    """(n, k) coordinates of the centered features along their first k principal axes; k is at most the rank."""
+    """(n, k) coordinates of the centered features along their first k principal axes; k is at most the rank.
+
+    Networks compute in single precision, so slices that are read alike may differ by rounding: that is no axis.
+    """
     centered = features - features.mean(axis=0)
     u, s, _ = np.linalg.svd(centered, full_matrices=False)
-    rank = int(np.sum(s > 1e-9 * max(float(s[0]), 1e-300)))
+    rank = int(np.sum(s > 1e-6 * float(np.linalg.norm(features))))
     kept = min(dimensions, rank)
     projected: Array = u[:, :kept] * s[:kept]
     return projected
+
+
+def invertible(covariance: Array, points: Array) -> Array:
+    """Covariance (k, k) of some of the points (n, k), with a millionth of its mean variance added to the diagonal.
+
+    It is at least 1e-12 of that of all points: where most of them are equal, what is unlike them is far, but not infinitely.
+    """
+    ridge = max(1e-6 * float(np.trace(covariance)) / len(covariance), 1e-12 * float(points.var(axis=0).mean()))
+    added: Array = covariance + ridge * np.eye(len(covariance))
+    return added

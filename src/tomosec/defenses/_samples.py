@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -78,17 +78,13 @@ def too_few(context: ModelContext, least: int = 1) -> str:
     return f"needs at least {least} clean slices, got {found}" if found < least else ""
 
 
-class _Kind(Protocol):
-    kind: str
-
-
 def insist(defense: Defense, context: ModelContext | TrainingContext) -> str:
     """Return the defense's kind, which names its random numbers.
 
     Raises:
         NotApplicable: it does not apply here, with the reason.
     """
-    kind, reason = cast(_Kind, cast(Any, defense)).kind, defense.why_not(context)
+    kind, reason = str(cast(Any, defense).kind), defense.why_not(context)
     if reason:
         raise NotApplicable(f"{kind} is not applicable: {reason}")
     return kind

@@ -17,10 +17,11 @@ from tomosec.defenses.base import ModelContext, Need, SampleFilter, ScanContext,
 class ActivationClustering(SampleFilter):
     """Two clusters of the representations of each class; the smaller one is suspicious where it is small and well apart.
 
-    Representations are reduced to their first principal axes (the paper takes independent components) and split by 2-means. A
-    class is suspected where the smaller cluster has at most the share ``largest`` of it. The score of a slice is the class's
-    mean silhouette, by distances to the two centers, times the place of the slice between the centers, from 0 at that of the
-    larger cluster to 1 at that of the smaller one. Slices of other classes score 0.
+    Representations are reduced to their first principal axes (the paper takes independent components, which have unit variance:
+    that divides out what poison adds) and split by 2-means. A class is suspected where the smaller cluster has at most the share
+    ``largest`` of it. The score of a slice is the class's mean silhouette, by distances to the two centers, times the place of
+    the slice between the centers, from 0 at that of the larger cluster to 1 at that of the smaller one. Slices of other classes
+    score 0.
 
     Attributes:
         dimensions: principal axes.
@@ -28,7 +29,7 @@ class ActivationClustering(SampleFilter):
     """
 
     kind: Literal["activation-clustering"] = "activation-clustering"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"training-samples", "weights"})
     source: ClassVar[str] = "Chen et al., SafeAI 2019"
 
@@ -65,8 +66,10 @@ def two_means(points: Array) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     best, least = np.zeros(len(points), dtype=bool), np.inf
     if points.shape[1] == 0:
         return best
-    for quantile in (0.1, 0.5, 0.9):
-        above = points[:, 0] > np.quantile(points[:, 0], quantile)
+    first = points[:, 0]
+    # The middle as well: where most points are equal, the quantiles do not split them, or only those of one side.
+    for threshold in (*np.quantile(first, (0.1, 0.5, 0.9)), (first.min() + first.max()) / 2):
+        above = first > threshold
         if not 0 < above.sum() < len(points):
             continue
         centers, members = kmeans2(

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from tomosec.defenses._samples import gather, insist, too_few
 from tomosec.defenses.base import InputDetection, InputDetector, ModelContext, Need, ScanContext, TrainingContext
-from tomosec.defenses.calibration import rank_p_values
-from tomosec.randomness import generator
 
 
 class Frequency(InputDetector):
@@ -22,9 +20,8 @@ class Frequency(InputDetector):
 
     The paper trains a convolutional network on the transforms of clean and of synthetically changed images. Here each slice
     gives, for each band of radial frequency, the logarithms of the mean energy and of the largest share that one coefficient
-    has of it: the first shows patches and noise, the second patterns that repeat. Standardized by half of the clean slices, the
-    largest of them is the score; the other half calibrates its p-value. That needs no synthetic attack to resemble the true
-    one, and ten slices do.
+    has of it: the first shows patches and noise, the second patterns that repeat. Standardized by the clean slices, the largest
+    of them is the score. That needs no synthetic attack to resemble the true one, and ten slices do.
 
     Attributes:
         bands: of radial frequency, of equal width.
@@ -32,7 +29,7 @@ class Frequency(InputDetector):
     """
 
     kind: Literal["frequency"] = "frequency"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"clean-samples"})
     source: ClassVar[str] = "after Zeng et al., ICCV 2021"
 
@@ -40,48 +37,32 @@ class Frequency(InputDetector):
     lowest: int = Field(2, ge=0)
 
     def why_not(self, context: ScanContext | ModelContext | TrainingContext) -> str:
-        """Two halves, each with a deviation."""
+        """Deviations of fewer slices are chance."""
         return too_few(context, 4) if isinstance(context, ModelContext) else ""
 
     def fit(self, context: ModelContext) -> FrequencyDetection:
-        """Learn the clean bands from one half and calibrate on the other."""
-        kind = insist(self, context)
-        images = gather(context.clean, context.device).images
-        order = generator(context.seed, kind, "halves").permutation(len(images))
+        """Learn the clean bands."""
+        insist(self, context)
         lowest = min(self.lowest, self.bands - 1)
-        features = band_features(images, self.bands, lowest)
-        fitted, held = features[order[: len(order) // 2]], features[order[len(order) // 2 :]]
-        deviation = fitted.std(axis=0, ddof=1)
-        # Of five slices two may agree by chance; no band is trusted to a tenth of what bands vary by.
+        features = band_features(gather(context.clean, context.device).images, self.bands, lowest)
+        deviation = features.std(axis=0, ddof=1)
+        # Few slices may agree by chance; no band is trusted to a tenth of what bands vary by.
         deviation = np.maximum(deviation, max(0.1 * float(np.median(deviation)), 1e-6))
-        return FrequencyDetection(fitted.mean(axis=0), deviation, held, self.bands, lowest)
+        return FrequencyDetection(features.mean(axis=0), deviation, self.bands, lowest)
 
 
 class FrequencyDetection(InputDetection):
-    """Clean means and deviations, and the scores of the slices that they were not fitted on.
+    """Means and deviations of clean slices."""
 
-    Attributes:
-        calibration: (n,) scores of clean slices.
-    """
-
-    def __init__(
-        self, mean: NDArray[np.float64], deviation: NDArray[np.float64], held: NDArray[np.float64], bands: int, lowest: int
-    ) -> None:
+    def __init__(self, mean: NDArray[np.float64], deviation: NDArray[np.float64], bands: int, lowest: int) -> None:
         self._mean, self._deviation, self._bands, self._lowest = mean, deviation, bands, lowest
-        self.calibration = self._scores(held)
-
-    def _scores(self, features: NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy(((features - self._mean) / self._deviation).max(axis=1))
 
     def score(self, images: Tensor) -> Tensor:
         """Largest standardized excess of a band."""
         if len(images) == 0:
             return torch.zeros(0, dtype=torch.float64)
-        return self._scores(band_features(images, self._bands, self._lowest))
-
-    def p_value(self, score: Tensor) -> Tensor:
-        """(B,) chance of a clean slice to score at least this high."""
-        return rank_p_values(score, self.calibration)
+        excess = (band_features(images, self._bands, self._lowest) - self._mean) / self._deviation
+        return torch.from_numpy(excess.max(axis=1))
 
 
 def band_features(images: Tensor, bands: int, lowest: int) -> NDArray[np.float64]:

@@ -18,9 +18,10 @@ from tomosec.errors import NotApplicable
 class ParameterScalingConsistency(InputDetector):
     """Mean confidence in the label over copies of the network whose last BatchNorm layers are amplified.
 
-    The last k layers' factors and offsets are multiplied. k starts where the error on clean slices exceeds a threshold, and one
-    more layer is added for each copy. The paper's threshold of 0.6 is for ten classes and cannot be reached by two; here it is
-    relative to the error 1 - 1/classes of guessing. With fewer layers left than copies wanted, there are fewer copies.
+    The last k layers' factors and offsets are multiplied (equation 2). k starts where the error on clean slices exceeds a
+    threshold (algorithm 1), and one more layer is added for each copy (equation 4). The paper's threshold of 0.6 is for ten
+    classes and cannot be reached by two; here it is relative to the error 1 - 1/classes of guessing. With fewer layers left than
+    copies wanted, there are fewer copies.
 
     Attributes:
         factor: of the amplification.

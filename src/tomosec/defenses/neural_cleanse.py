@@ -48,7 +48,8 @@ class NeuralCleanse(Inspector):
 
     For each class, x' = (1 - m) x + m d is optimized for CE(f(x'), class) + cost |m|_1 over clean slices of the other classes,
     with d within the HU that CT stores. The cost rises while the patch leads to the class often enough, and falls while it does
-    not.
+    not. A step is one batch, and patience counts batches: the authors' code counts passes over a thousand images, more than
+    there are clean slices here. Its cost is 0 until a patch is found; here it starts at ``initial_cost``.
 
     The score is the second smallest norm over the smallest. The published index, a distance in median absolute deviations, is
     the same number for any two classes, so it is given for five classes or more, among the details, and never decides. What
@@ -89,8 +90,8 @@ class NeuralCleanse(Inspector):
         norms = [trigger.norm for trigger in found]
         ordered = sorted(norms)
         details: dict[str, object] = {"norms": norms, "success": [trigger.success for trigger in found]}
-        if len(norms) >= _CLASSES_FOR_MAD:
-            details["mad_index"] = _mad_index(norms)
+        if len(norms) >= _CLASSES_FOR_MAD and (index := _mad_index(norms)) is not None:
+            details["mad_index"] = index
         by_class = tuple(float(np.median([*norms[:k], *norms[k + 1 :]])) / norms[k] for k in range(len(norms)))
         return Inspection(score=ordered[1] / ordered[0], by_class=by_class, details=details)
 
@@ -146,7 +147,7 @@ class NeuralCleanse(Inspector):
 
 
 def _attenuation(logit: Tensor) -> Tensor:
-    """Attenuation in 1/mm within what CT stores; a logit of 0 is 35 HU, close to water."""
+    """Attenuation in 1/mm within what CT stores; a logit of 0 is 18 HU, close to water."""
     low, high = (float(hu_to_mu(hu)) for hu in HU_RANGE)
     return low + (high - low) * (logit - math.log(3)).sigmoid()
 
@@ -161,8 +162,8 @@ def _success(network: Classifier, others: LabeledImages, mask: Tensor, pattern: 
     return hits / len(others)
 
 
-def _mad_index(norms: list[float]) -> float:
-    """Distance of the smallest norm below the median, in 1.4826 median absolute deviations."""
+def _mad_index(norms: list[float]) -> float | None:
+    """Distance of the smallest norm below the median, in 1.4826 median absolute deviations; None where most norms are equal."""
     median = float(np.median(norms))
     spread = 1.4826 * float(np.median(np.abs(np.array(norms) - median)))
-    return (median - min(norms)) / max(spread, 1e-12 * median)
+    return (median - min(norms)) / spread if spread else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,7 +33,7 @@ class ScaleUp(InputDetector):
     needs: ClassVar[frozenset[Need]] = frozenset({"clean-samples"})
     source: ClassVar[str] = "Guo et al., ICLR 2023"
 
-    factors: tuple[float, ...] = Field((3.0, 5.0, 7.0, 9.0, 11.0), min_length=1)
+    factors: Annotated[tuple[Annotated[float, Field(gt=1)], ...], Field(min_length=1)] = (3.0, 5.0, 7.0, 9.0, 11.0)
     level_hu: float = -600.0
     width_hu: float = Field(1500.0, gt=0)
 

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from tomosec.defenses._representations import Array, by_class, principal, representations, why_no_representation
+from tomosec.defenses._representations import (
+    Array,
+    by_class,
+    invertible,
+    principal,
+    representations,
+    why_no_representation,
+)
 from tomosec.defenses._samples import insist
 from tomosec.defenses.activation_clustering import two_means
 from tomosec.defenses.base import ModelContext, Need, SampleFilter, ScanContext, TrainingContext
@@ -21,11 +28,11 @@ class ScanUntangling(SampleFilter):
 
     The ratio J = sum |r - mean|² - sum |r - mean of its group|² is taken of representations r that are whitened by the
     covariance within classes; the groups are those with the largest J. The paper refers J to a chi-square with a number of
-    parameters that does not grow with the slices, and then, against its own hypothesis, to the median over classes. Choosing
-    the groups, though, gains 2n/pi on n slices of a single group, so that large clean classes would always be significant. The
-    null here is what the same search finds in Gaussian classes of the same size and dimension; a class whose J is not above all
-    but ``level`` of them scores 0. Elsewhere a slice scores the standardized J times its membership in the smaller group, from
-    0 to 1.
+    parameters that does not grow with the slices, and then, against its own hypothesis, to the median over classes. Choosing the
+    groups, though, gains 2n/pi on n slices of a single group, so that large clean classes would always be significant. The null
+    here is what the same search finds in Gaussian classes of the same size and dimension and of the common covariance; a class
+    whose J is not above all but ``level`` of them scores 0. Elsewhere a slice scores the standardized J times its membership in
+    the smaller group, from 0 to 1.
 
     Attributes:
         dimensions: principal axes of all slices.
@@ -34,7 +41,7 @@ class ScanUntangling(SampleFilter):
     """
 
     kind: Literal["scan-untangling"] = "scan-untangling"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"training-samples", "weights"})
     source: ClassVar[str] = "Tang et al., USENIX Security 2021 (SCAn)"
 
@@ -89,7 +96,5 @@ def _whitened_within(points: Array, labels: NDArray[np.int64]) -> Array:
     for label in np.unique(labels):
         residuals[labels == label] -= points[labels == label].mean(axis=0)
     covariance = residuals.T @ residuals / max(1, len(points) - len(np.unique(labels)))
-    ridge = 1e-6 * max(float(np.trace(covariance)) / len(covariance), 1e-300)
-    factor = np.linalg.cholesky(covariance + ridge * np.eye(len(covariance)))
-    whitened: Array = np.linalg.solve(factor, points.T).T
+    whitened: Array = np.linalg.solve(np.linalg.cholesky(invertible(covariance, points)), points.T).T
     return whitened

@@ -9,7 +9,14 @@ from pydantic import Field
 from scipy.stats import chi2
 from torch import Tensor
 
-from tomosec.defenses._representations import Array, by_class, principal, representations, why_no_representation
+from tomosec.defenses._representations import (
+    Array,
+    by_class,
+    invertible,
+    principal,
+    representations,
+    why_no_representation,
+)
 from tomosec.defenses._samples import insist
 from tomosec.defenses.base import ModelContext, Need, SampleFilter, ScanContext, TrainingContext
 
@@ -21,7 +28,7 @@ class Spectre(SampleFilter):
     whitened class weighs its directions, and h' Q h / tr Q is the score; k is the one of 1, 2, 4, ... with the largest mean
     score. The robust estimates are those of the share 1 - 1.5 ``poison_rate`` of the slices that are closest by Mahalanobis
     distance, iterated from medians (concentration steps of the minimum covariance determinant, Rousseeuw and Van Driessen
-    1999), in place of the paper's filter; both drop the same share.
+    1999), in place of the paper's filter.
 
     Attributes:
         poison_rate: largest share of a class that may be poison; what the defender believes, not what is.
@@ -75,23 +82,22 @@ def _robustly_whitened(points: Array, share: float) -> Array:
     distance = (((points - center) / np.maximum(spread, 1e-9 * np.abs(points).max(axis=0))) ** 2).sum(axis=1)
     inner = np.sort(np.argsort(distance, kind="stable")[:kept])
     for _ in range(100):
-        mean, covariance = _moments(points[inner])
+        mean, covariance = _moments(points[inner], points)
         distance = ((points - mean) * np.linalg.solve(covariance, (points - mean).T).T).sum(axis=1)
         closest = np.sort(np.argsort(distance, kind="stable")[:kept])
         if np.array_equal(closest, inner):
             break
         inner = closest
-    mean, covariance = _moments(points[inner])
+    mean, covariance = _moments(points[inner], points)
     # The innermost share of a Gaussian has less than its covariance: the median distance of all says how much.
     white = np.linalg.solve(np.linalg.cholesky(covariance), (points - mean).T).T
     whitened: Array = white / np.sqrt(_median_scale(white))
     return whitened
 
 
-def _moments(points: Array) -> tuple[Array, Array]:
-    covariance = np.cov(points, rowvar=False).reshape(points.shape[1], -1)
-    ridge = 1e-6 * max(float(np.trace(covariance)) / len(covariance), 1e-300)
-    return points.mean(axis=0), covariance + ridge * np.eye(len(covariance))
+def _moments(inner: Array, points: Array) -> tuple[Array, Array]:
+    """Mean and covariance of the innermost of the points."""
+    return inner.mean(axis=0), invertible(np.cov(inner, rowvar=False).reshape(inner.shape[1], -1), points)
 
 
 def _median_scale(whitened: Array) -> float:

@@ -20,7 +20,8 @@ class Strip(InputDetector):
     """Entropy of the predictions for blends with clean slices; low entropy is suspicious.
 
     The blend (1 - opacity) x + opacity z of two slices is taken in attenuation, where it is a plausible slice, before any window.
-    The entropy is that over the classes, in nats, averaged over the blends; the score is its negative, from -ln(classes) to 0.
+    The entropy is that over the classes, in nats, averaged over the blends (equations 2 to 4, in bits there); the score is its
+    negative, from -ln(classes) to 0.
 
     Attributes:
         overlays: clean slices to blend with, at most.
