@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from markupsafe import Markup
 
 from tomosec.record import DefenseResult, Record
 from tomosec.report import wording
@@ -27,6 +29,10 @@ from tomosec.study import Inspected, Study, inspected
 DETECTORS = ("scan-detector", "input-detector", "prediction-wrapper", "sample-filter")
 #: Roles behind which a model reads.
 READERS = ("repair", "scan-purifier", "prediction-wrapper", "training-defense")
+#: The field that curves go over.
+_BUDGET = ("threat.budget.value",)
+#: More curves than this are a tangle; a matrix shows them.
+_MOST_CURVES = 10
 
 
 def detect(study: Study, records: Sequence[Record]) -> Shown:
@@ -36,7 +42,7 @@ def detect(study: Study, records: Sequence[Record]) -> Shown:
     if not names:
         return (), ()
     labels = labels_of(attacked)
-    tables, figures = [], []
+    tables, figures, curves = [], list[Figure](), list[Figure]()
     for title, metric in (
         ("AUROC", "auroc"),
         ("Detected at 5% false alarms", "tpr_at_5"),
@@ -47,15 +53,19 @@ def detect(study: Study, records: Sequence[Record]) -> Shown:
         for label, record in zip(labels, attacked, strict=True):
             cells = [_defense_cell(record, name, metric, notes) for name in names]
             values.append([cell.sort for cell in cells])
-            rows.append((Cell(label, link=f"run-{record.id}"), stealth_cell(record, "rmse_hu"), *cells))
+            stealth = (stealth_cell(record, "rmse_hu"), stealth_cell(record, "psnr_db"))
+            rows.append((Cell(label, link=f"run-{record.id}"), *stealth, *cells))
         if not any(value is not None for line in values for value in line):
             continue
         if metric == "fpr_at_5" and all(line == values[0] for line in values):
             # Clean scans know no attack: the rows are one.
-            rows = [(Cell("clean scans"), Cell(wording.DASH), *rows[0][2:])]
-        head = ("Attack", "RMSE, body", *names)
+            rows = [(Cell("clean scans"), Cell(wording.DASH), Cell(wording.DASH), *rows[0][3:])]
+        head = ("Attack", "RMSE, body", "PSNR", *names)
         tables.append(Table(f"{title}, by detector", head, tuple(rows), (*_detection_notes(attacked, names), *notes.lines())))
-        if metric in ("auroc", "tpr_at_5"):
+        if metric == "auroc":
+            curves = _curves_by_detector(study, attacked, names)
+            figures += curves
+        if metric in ("auroc", "tpr_at_5") and not curves:
             said = "; ".join(
                 f"{label}: "
                 + ", ".join(f"{name} {wording.value(metric, value)}" for name, value in zip(names, line, strict=True))
@@ -187,19 +197,14 @@ def screen_power(study: Study, records: Sequence[Record]) -> Shown:
             for metric in r.metrics
         }
     )
-    leave = ("threat.budget.value",)
-    labels = labels_of(attacked, leave=leave)
+    labels = labels_of(attacked, leave=_BUDGET)
     tables, figures = [], []
     for name in names:
         notes, rows = Footnotes(), list[tuple[Cell, ...]]()
-        lines: dict[tuple[str, int], dict[float, list[Point]]] = {}
         for label, record in zip(labels, attacked, strict=True):
             cells = []
             for size in sizes:
                 cells += [_defense_cell(record, name, f"{rate}_at_5_of_{size}", notes) for rate in ("tpr", "fpr")]
-                budget, value = budget_of(record), cells[-2].sort
-                if budget is not None and value is not None:
-                    lines.setdefault((label, size), {})[budget] = [Point(value)]
             rows.append((Cell(label, link=f"run-{record.id}"), stealth_cell(record, "rmse_hu"), *cells))
         head = ["Attack", "RMSE, body"]
         for size in sizes:
@@ -207,15 +212,54 @@ def screen_power(study: Study, records: Sequence[Record]) -> Shown:
         note = "Share of sets flagged at p of 0.05 or less; sets are of different patients as far as there are. No interval."
         said = (note, *_not_adaptive(attacked, [name]), *notes.lines())
         tables.append(Table(f"{name}: many scans together", tuple(head), tuple(rows), said))
-        shown = [Line(f"{label}, {size} scans", points, group=i) for i, ((label, size), points) in enumerate(lines.items())]
-        if shown:
-            alt = "; ".join(
-                f"{line.label}: " + ", ".join(f"{x:g} HU {wording.share(p[0].value)}" for x, p in sorted(line.points.items()))
-                for line in shown
-            )
-            drawing = line_plot(shown, x_label="budget, RMSE in HU", y_label="sets flagged", alt=alt, name=f"{study.name}-{name}")
+        metrics = {f", {size} scans": f"tpr_at_5_of_{size}" for size in sizes}
+        if drawing := _over_budget(attacked, name, metrics, y_label="sets flagged", drawing=f"{study.name}-{name}"):
             figures.append(Figure(f"{name}: share of sets flagged at p of 0.05 or less, over the size of the change.", drawing))
     return tuple(tables), tuple(figures)
+
+
+def _curves_by_detector(study: Study, records: Sequence[Record], names: Sequence[str]) -> list[Figure]:
+    """A figure per detector where budgets differ and the attacks are few enough for curves; else none."""
+    several = len({budget_of(record) for record in records}) > 1
+    if not several or len(set(labels_of(records, leave=_BUDGET))) > _MOST_CURVES:
+        return []
+    figures = []
+    for name in names:
+        drawing = _over_budget(records, name, {"": "auroc"}, y_label="AUROC", drawing=f"{study.name}-{name}")
+        if drawing is not None:
+            figures.append(Figure(f"{name}: AUROC in percent over the size of the change (50: blind).", drawing))
+    return figures
+
+
+def _over_budget(
+    records: Sequence[Record], name: str, metrics: Mapping[str, str], *, y_label: str, drawing: str
+) -> Markup | None:
+    """A curve per attack and metric of one detector over the budget, with the seeds' intervals; None where there is no value.
+
+    Args:
+        records: of attacks.
+        name: of the detector.
+        metrics: what is added to an attack's label, and the metric that is drawn.
+        y_label: of the axis.
+        drawing: makes the figure's ids unique on the page.
+    """
+    lines: dict[str, dict[float, list[Point]]] = {}
+    for label, record in zip(labels_of(records, leave=_BUDGET), records, strict=True):
+        budget, results = budget_of(record), _results(record, name)
+        for added, metric in metrics.items():
+            found = [e for result in results if (e := result.metrics.get(metric)) is not None]
+            points = [Point(e.value, e.low, e.high) for e in found if e.value is not None]
+            if budget is not None and points:
+                lines.setdefault(label + added, {})[budget] = points
+    if not lines:
+        return None
+    shown = [Line(label, points, group=i) for i, (label, points) in enumerate(lines.items())]
+    alt = "; ".join(
+        f"{line.label}: "
+        + ", ".join(f"{x:g} HU {wording.share(sum(p.value for p in at) / len(at))}" for x, at in sorted(line.points.items()))
+        for line in shown
+    )
+    return line_plot(shown, x_label="budget, RMSE in HU", y_label=y_label, alt=alt, name=drawing)
 
 
 def _names(records: Sequence[Record], roles: Sequence[str]) -> list[str]:
