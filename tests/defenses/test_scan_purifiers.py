@@ -143,10 +143,10 @@ def test_a_clear_case_is_read_as_it_is_and_nobody_disagrees(wrapper):
     for threshold, expected in ((0.5 * MU_WATER, 1), (3 * MU_WATER, 0)):
         context, scans = water(threshold)
         prediction = wrapper.fit(context)
-        labels, shares = prediction.predict(scans)
-        assert labels.tolist() == [expected] * 4
-        assert float(shares[:, expected].min()) > 0.99
-        assert float(prediction.suspicion(scans).max()) < 1e-6
+        said = prediction.predict(scans)
+        assert said.labels.tolist() == [expected] * 4
+        assert float(said.probabilities[:, expected].min()) > 0.99
+        assert float(said.suspicion.max()) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,8 @@ def test_a_borderline_case_is_disputed(wrapper):
     sharp = brightness_context(float(middle[0]))
     clear = brightness_context(0.5 * MU_WATER)
     one = Scans(scans.line_integrals[:1], scans.keys[:1], scans.noise_sd[:1])
-    assert float(wrapper.fit(sharp).suspicion(one)[0]) > float(wrapper.fit(clear).suspicion(one)[0]) + 0.1
+    disputed, agreed = (float(wrapper.fit(known).predict(one).suspicion[0]) for known in (sharp, clear))
+    assert disputed > agreed + 0.1
 
 
 def test_dropped_views_are_filled_from_their_neighbors_and_kept_ones_stay():
@@ -187,22 +188,39 @@ def test_the_certificate_is_that_of_a_linear_classifier():
     margin = 1.2 * s  # in the L2 norm of sinograms
     threshold = float(middle.detach()) - margin * float(w.norm())
     smoothing = RandomizedSmoothing(noise_sd=s, samples=64, certify_samples=400).fit(brightness_context(threshold))
-    certificate = smoothing.certify(Scans(scans.line_integrals[:1], scans.keys[:1]))
-    assert certificate.labels.tolist() == [1]
+    said = smoothing.predict(Scans(scans.line_integrals[:1], scans.keys[:1]))
+    assert said.labels.tolist() == [1]
     agree = norm.cdf(margin / s)
-    interval = binomtest(round(agree * 400), 400).proportion_ci(0.998, "exact")
-    assert float(certificate.lower[0]) == pytest.approx(interval.low, abs=0.03)
-    assert float(certificate.radius[0]) == pytest.approx(s * norm.ppf(float(certificate.lower[0])), rel=1e-9)
-    assert float(certificate.radius[0]) < margin
+    interval = binomtest(round(agree * 400), 400).proportion_ci(0.998, "exact")  # one-sided 0.001
+    assert norm.cdf(float(said.radius[0]) / s) == pytest.approx(interval.low, abs=0.03)
+    assert 0 < float(said.radius[0]) < margin
 
 
 def test_a_coin_toss_is_not_certified():
     context, scans = water()
     middle = context.imaging.reconstruct(scans.line_integrals[:1])[:, :, 12:20, 12:20].mean()
     smoothing = RandomizedSmoothing(noise_sd=0.3, certify_samples=50).fit(brightness_context(float(middle)))
-    certificate = smoothing.certify(Scans(scans.line_integrals[:1], scans.keys[:1]))
-    assert certificate.labels.tolist() == [-1]
-    assert certificate.radius.tolist() == [0.0]
+    assert smoothing.predict(Scans(scans.line_integrals[:1], scans.keys[:1])).radius.tolist() == [0.0]
+
+
+def test_all_copies_agreeing_give_the_largest_radius_that_so_few_can():
+    context, scans = water(0.5 * MU_WATER)
+    radius = RandomizedSmoothing(noise_sd=0.02, samples=4, certify_samples=30, alpha=0.01).fit(context).predict(scans).radius
+    assert radius.tolist() == pytest.approx([0.02 * norm.ppf(0.01 ** (1 / 30))] * 4, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "wrapper", [ViewDrop(members=3), RandomizedSmoothing(samples=4, certify_samples=5), ReconstructionDiversity()],
+    ids=lambda w: w.kind,
+)  # fmt: skip
+def test_label_and_disagreement_are_read_from_the_same_reconstructions(wrapper, monkeypatch):
+    context, scans = water(0.5 * MU_WATER)
+    read = []
+    network = type(context.network)
+    predict = network.predict
+    monkeypatch.setattr(network, "predict", lambda self, images: (read.append(len(images)), predict(self, images))[1])
+    wrapper.fit(context).predict(scans)
+    assert sum(read) == 4 * {"view-drop": 3, "randomized-smoothing": 9, "reconstruction-diversity": 4}[wrapper.kind]
 
 
 def test_reconstructions_that_have_to_be_learned_are_refused():
