@@ -97,6 +97,30 @@ def test_fine_pruning_cuts_the_channels_that_sleep():
     assert bool((pruned.predict(corner)[0] == 1).all()), "the corner still leads to class 0"
 
 
+@pytest.mark.parametrize(("reads", "expected"), [(nn.ReLU(), (0.0, 0.25)), (nn.Flatten(), (0.5, 0.25))])
+def test_activity_is_what_the_next_layer_sees(reads, expected):
+    from tomosec.defenses._layers import mean_activation
+
+    convolution = nn.Conv2d(1, 2, 1, bias=False)
+    convolution.weight.data = torch.tensor([-1.0, 0.5]).view(2, 1, 1, 1)
+    pixels = SHAPE[0] * SHAPE[1]
+    network = hand_made(nn.Sequential(convolution, reads, nn.Flatten(), nn.Linear(2 * pixels, 2)))
+    found = mean_activation(
+        network, "body.0", [0.5 * MU_WATER * torch.ones(3, 1, *SHAPE), 0.5 * MU_WATER * torch.ones(1, 1, *SHAPE)]
+    )
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_loss_of_exactly_the_tolerance_is_within_it(monkeypatch):
+    from tomosec.defenses import fine_pruning
+    from tomosec.defenses._samples import gather
+
+    found = iter([0.8, 0.7, 0.65])  # 0.8 - 0.1 is above 0.7 by rounding
+    monkeypatch.setattr(fine_pruning, "accuracy", lambda *_: next(found))
+    network, clean = hand_made(sleeper()), gather(slices(4, 0), torch.device("cpu"))
+    assert int(FinePruning()._pruned(network, "body.0", clean).sum()) == 2
+
+
 def test_anp_cuts_nothing_where_that_would_cost_accuracy():
     from tomosec.testing.defenses import ImageList
 
@@ -126,12 +150,23 @@ def test_sam_steps_along_the_gradient_at_the_worst_weights(backdoored):
         assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm())
 
 
+def test_sam_leaves_running_statistics_of_the_weights_as_they_are():
+    from tomosec.testing.defenses import tiny_classifier
+
+    images, targets = tensors(slices(16, 3))
+    once, sam = (copied(tiny_classifier(batch_norm=True, shape=SHAPE), torch.device("cpu")).train() for _ in range(2))
+    once(images)
+    FineTuningSAM()._objective(sam, (images, targets)).backward()
+    for (name, expected), found in zip(once.named_buffers(), sam.buffers(), strict=True):
+        assert torch.equal(found, expected), name
+
+
 def test_the_hypergradient_is_that_of_dense_matrices():
     torch.manual_seed(0)
     body = nn.Sequential(nn.Flatten(), nn.Linear(9, 5), nn.Tanh(), nn.Linear(5, 2)).double()
     network = hand_made(body, shape=(3, 3)).double().requires_grad_(True)
     images, targets = MU_WATER * torch.randn(6, 1, 3, 3, dtype=torch.float64), torch.arange(6) % 2
-    repair = ImplicitUnlearning(eta=0.5, fixed_point_steps=4)
+    repair = ImplicitUnlearning(eta=0.5, fixed_point_steps=4)  # J to the powers 0 to 3
     worst = 0.1 * MU_WATER * torch.randn(1, 1, 3, 3, dtype=torch.float64)
     weights = list(network.parameters())
     found = torch.autograd.grad(repair._unlearning(network, images, targets, worst), weights)
@@ -148,7 +183,7 @@ def test_the_hypergradient_is_that_of_dense_matrices():
     point = (worst / std).flatten().requires_grad_(True)
     jacobian = torch.autograd.functional.jacobian(mapped, point)
     (slope,) = torch.autograd.grad(0.5 * at(point), point)
-    v = sum(torch.linalg.matrix_power(jacobian.T, i) @ slope for i in range(5))
+    v = sum(torch.linalg.matrix_power(jacobian.T, i) @ slope for i in range(4))
     direct = torch.autograd.grad(0.5 * (F.cross_entropy(network(images), targets) + at(point)), weights)
     implicit = torch.autograd.grad(mapped(point), weights, grad_outputs=v, allow_unused=True)
     for ours, one, other in zip(found, direct, implicit, strict=True):
@@ -157,6 +192,17 @@ def test_the_hypergradient_is_that_of_dense_matrices():
     assert any(
         other is not None and float(other.norm()) > 1e-3 * float(one.norm()) for one, other in zip(direct, implicit, strict=True)
     )
+
+
+def test_without_fixed_point_steps_the_gradient_is_that_at_a_fixed_disturbance(backdoored):
+    images, targets = tensors(slices(8, 3))
+    network, worst = copied(backdoored, torch.device("cpu")), 0.1 * MU_WATER * torch.ones(1, 1, *SHAPE)
+    loss = 0.5 * (F.cross_entropy(network(images), targets) + F.cross_entropy(network(images + worst), targets))
+    expected = torch.autograd.grad(loss, list(network.parameters()))
+    made = ImplicitUnlearning(fixed_point_steps=0)._unlearning(network, images, targets, worst)
+    assert float(made.detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(made, list(network.parameters())), expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_the_worst_disturbance_stays_in_its_ball_and_hurts(backdoored):
