@@ -58,14 +58,16 @@ class NeuralAttentionDistillation(FineTuningRepair):
             outputs, maps = feature_maps(student, images)
             with torch.no_grad():
                 _, wanted = feature_maps(teacher, images)
-            loss = F.cross_entropy(outputs, targets)
-            used = min(len(maps), len(self.betas))
-            for beta, mine, its in zip(self.betas[-used:], maps[-used:], wanted[-used:], strict=True):
-                loss = loss + beta * (self._attention(mine) - self._attention(its)).square().mean()
-            return loss
+            return sum(self._distances(maps, wanted), F.cross_entropy(outputs, targets))
 
         self.finetune(student, clean, context, kind, objective=objective)
         return finished(student)
+
+    def _distances(self, maps: list[Tensor], wanted: list[Tensor]) -> list[Tensor]:
+        """Weighted mean squared difference of attention at each of the last resolutions."""
+        used = min(len(maps), len(self.betas))
+        pairs = zip(self.betas[-used:], maps[-used:], wanted[-used:], strict=True)
+        return [beta * (self._attention(a) - self._attention(b)).square().mean() for beta, a, b in pairs]
 
     def _attention(self, maps: Tensor) -> Tensor:
         """(B, h * w) of features (B, C, h, w)."""
