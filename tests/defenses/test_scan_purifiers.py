@@ -19,7 +19,7 @@ from tomosec.defenses.base import Scans
 from tomosec.defenses.consistent_projection import ConsistentProjection
 from tomosec.defenses.randomized_smoothing import RandomizedSmoothing
 from tomosec.defenses.reconstruction_diversity import ReconstructionDiversity
-from tomosec.defenses.sinogram_denoiser import SinogramDenoiser
+from tomosec.defenses.sinogram_denoiser import SinogramDenoiser, WeightedGaussian, _risk
 from tomosec.defenses.view_drop import ViewDrop
 from tomosec.geometry import FanBeam, ParallelBeam
 from tomosec.hounsfield import MU_WATER
@@ -82,6 +82,30 @@ def test_the_denoiser_comes_nearer_to_the_noiseless_scan_and_is_wider_where_ther
     assert gain[1] < 0.6
     assert gain[1] < gain[0] < 1.02
     assert math.prod(w + 0.1 for w in widths[1]) > math.prod(w + 0.1 for w in widths[0])
+
+
+@pytest.mark.parametrize("arc", [2 * math.pi, 3.5])
+def test_a_rays_own_share_is_the_derivative_of_its_smoothed_value(arc):
+    tiny = FanBeam.model_validate(SCAN.model_dump() | {"arc": arc, "views": 12, "bins": 9})
+    p, noise_sd = (torch.from_numpy(np.random.default_rng(i).uniform(0.5, 2, (1, 1, 12, 9))) for i in range(2))
+    smoother = WeightedGaussian(tiny, (0.6, 0.9))
+    jacobian = torch.autograd.functional.jacobian(lambda q: smoother.smooth(Scans(q, ("a",), noise_sd))[0], p).reshape(108, 108)
+    share = smoother.smooth(Scans(p, ("a",), noise_sd))[1]
+    assert torch.allclose(share.flatten(), jacobian.diagonal(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("noise_model", [True, False])
+def test_the_risk_of_white_noise_is_that_of_what_is_left_of_it(noise_model):
+    smoother = WeightedGaussian(SCAN, (0.6, 0.9))
+    noise = Scans(0.1 * pattern().double(), ("a",), 0.1 * torch.ones(1, 1, *SCAN.sinogram_shape) if noise_model else None)
+    smoothed, share = smoother.smooth(noise)
+    left = float((smoothed / 0.1).square().mean())
+    if noise_model:
+        assert _risk(noise, smoother) == pytest.approx(left, abs=0.05)
+    else:
+        # Cross-validation leaves each ray out: the error of its prediction is its noise and what is left of the others'.
+        assert _risk(noise, smoother) / 0.01 == pytest.approx(1 + left, rel=0.1)
+        assert float(share.mean()) > 0.15
 
 
 def test_the_denoiser_goes_around_a_whole_turn_and_not_past_the_ends_of_a_short_scan():
