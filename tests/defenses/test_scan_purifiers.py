@@ -239,12 +239,31 @@ def test_all_copies_agreeing_give_the_largest_radius_that_so_few_can():
 )  # fmt: skip
 def test_label_and_disagreement_are_read_from_the_same_reconstructions(wrapper, monkeypatch):
     context, scans = water(0.5 * MU_WATER)
+    assert len(images_read(wrapper, context, scans, monkeypatch)) == 4 * {
+        "view-drop": 3, "randomized-smoothing": 9, "reconstruction-diversity": 4,
+    }[wrapper.kind]  # fmt: skip
+
+
+def images_read(wrapper, context, scans, monkeypatch):
+    """What the network is shown for a prediction."""
     read = []
     network = type(context.network)
     predict = network.predict
-    monkeypatch.setattr(network, "predict", lambda self, images: (read.append(len(images)), predict(self, images))[1])
+    monkeypatch.setattr(network, "predict", lambda self, images: (read.append(images), predict(self, images))[1])
     wrapper.fit(context).predict(scans)
-    assert sum(read) == 4 * {"view-drop": 3, "randomized-smoothing": 9, "reconstruction-diversity": 4}[wrapper.kind]
+    return torch.cat(read)
+
+
+def test_copies_that_choose_the_class_do_not_bound_its_probability(monkeypatch):
+    context, scans = water(0.5 * MU_WATER)
+    images = images_read(RandomizedSmoothing(samples=4, certify_samples=4), context, scans, monkeypatch)
+    assert len(torch.unique(images.flatten(1), dim=0)) == len(images) == 32
+
+
+def test_every_reconstruction_is_air_outside_the_scan_circle(monkeypatch):
+    context, scans = water(0.5 * MU_WATER)
+    images = images_read(ReconstructionDiversity(), context, scans, monkeypatch)
+    assert not images[:, 0][:, context.imaging.circle.reshape(32, 32) == 0].any()
 
 
 def test_reconstructions_that_have_to_be_learned_are_refused():
