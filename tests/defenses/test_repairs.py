@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from defense_toys import SHAPE, accuracy, asr, context, hand_made, slices, tensors
 from torch import Tensor, nn
 
+from tomosec.analysis.networks import Classifier
 from tomosec.component import parse_component
 from tomosec.defenses._layers import copied, feature_maps, logits, neuron_layers, scaled
-from tomosec.defenses.anp import AdversarialNeuronPruning
+from tomosec.defenses.anp import AdversarialNeuronPruning, _Masks
 from tomosec.defenses.bti_dbf import DecoupledTriggerInversion, _Generator
 from tomosec.defenses.fine_pruning import FinePruning
 from tomosec.defenses.ft_sam import FineTuningSAM
@@ -97,6 +98,30 @@ def test_fine_pruning_cuts_the_channels_that_sleep():
     assert bool((pruned.predict(corner)[0] == 1).all()), "the corner still leads to class 0"
 
 
+@pytest.mark.parametrize(("reads", "expected"), [(nn.ReLU(), (0.0, 0.25)), (nn.Flatten(), (0.5, 0.25))])
+def test_activity_is_what_the_next_layer_sees(reads, expected):
+    from tomosec.defenses._layers import mean_activation
+
+    convolution = nn.Conv2d(1, 2, 1, bias=False)
+    convolution.weight.data = torch.tensor([-1.0, 0.5]).view(2, 1, 1, 1)
+    pixels = SHAPE[0] * SHAPE[1]
+    network = hand_made(nn.Sequential(convolution, reads, nn.Flatten(), nn.Linear(2 * pixels, 2)))
+    found = mean_activation(
+        network, "body.0", [0.5 * MU_WATER * torch.ones(3, 1, *SHAPE), 0.5 * MU_WATER * torch.ones(1, 1, *SHAPE)]
+    )
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_loss_of_exactly_the_tolerance_is_within_it(monkeypatch):
+    from tomosec.defenses import fine_pruning
+    from tomosec.defenses._samples import gather
+
+    found = iter([0.8, 0.7, 0.65])  # 0.8 - 0.1 is above 0.7 by rounding
+    monkeypatch.setattr(fine_pruning, "accuracy", lambda *_: next(found))
+    network, clean = hand_made(sleeper()), gather(slices(4, 0), torch.device("cpu"))
+    assert int(FinePruning()._pruned(network, "body.0", clean).sum()) == 2
+
+
 def test_anp_cuts_nothing_where_that_would_cost_accuracy():
     from tomosec.testing.defenses import ImageList
 
@@ -107,23 +132,80 @@ def test_anp_cuts_nothing_where_that_would_cost_accuracy():
     assert bool((pruned.predict(images)[0] == targets).all())
 
 
+def three_channels() -> Classifier:
+    convolution = nn.Conv2d(1, 3, 1)
+    convolution.weight.data = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)
+    convolution.bias.data = torch.tensor([0.1, 0.2, 0.3])
+    return hand_made(nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)))
+
+
+def test_masks_scale_weights_and_disturb_biases_around_themselves():
+    masks = _Masks(three_channels())
+    masks.masks[0].data = torch.tensor([1.0, 0.5, 0.0])
+    noise, bias_noise = torch.tensor([0.1, -0.1, 0.2]), torch.tensor([0.0, 0.5, -1.0])
+    plain, disturbed = masks.weights(), masks.weights([noise], [bias_noise])
+    assert torch.allclose(plain["body.0.weight"].flatten(), torch.tensor([1.0, 1.0, 0.0]))
+    assert "body.0.bias" not in plain
+    assert torch.allclose(disturbed["body.0.weight"].flatten(), torch.tensor([1.1, 0.8, 0.6]))
+    assert torch.allclose(disturbed["body.0.bias"], torch.tensor([0.1, 0.3, 0.0]))
+
+
+def test_the_worst_disturbance_of_neurons_raises_the_loss_and_stays_in_its_box(backdoored):
+    anp, batch = AdversarialNeuronPruning(eps=0.05), tensors(slices(32, 3))
+    masks = _Masks(copied(backdoored, torch.device("cpu")).requires_grad_(False))
+    start = [[torch.zeros(len(mask)) for mask in masks.masks] for _ in range(2)]
+
+    @torch.no_grad()
+    def loss(*noise: list[Tensor]) -> float:
+        return float(F.cross_entropy(logits(backdoored, batch[0], masks.weights(*noise)), batch[1]))
+
+    before = loss(*start)
+    worst = anp._worst(backdoored, masks, batch, *start)
+    assert loss(*worst) > 1.05 * before
+    assert all(float(item.abs().max()) <= 0.05 * (1 + 1e-6) for part in worst for item in part)
+
+
+def test_anp_cuts_low_masks_lowest_first_while_accuracy_lasts(monkeypatch):
+    from tomosec.defenses import anp
+
+    network = three_channels()
+    masks = _Masks(network)
+    masks.masks[0].data = torch.tensor([0.15, 0.05, 0.9])
+    found = iter([1.0, 0.95, 0.5])  # as it is, without the lowest, without both
+    monkeypatch.setattr(anp, "accuracy", lambda *_: next(found))
+    AdversarialNeuronPruning()._prune(network, masks, None)
+    assert network.body[0].weight.flatten().tolist() == [1.0, 0.0, 3.0]
+
+
 def test_sam_steps_along_the_gradient_at_the_worst_weights(backdoored):
-    sam = FineTuningSAM(rho=0.7, label_smoothing=0.0)
+    sam = FineTuningSAM(rho=0.7, label_smoothing=0.2)
     network = context(backdoored).network
     images, targets = tensors(slices(16, 3))
     parameters = {name: parameter.clone().requires_grad_(True) for name, parameter in network.named_parameters()}
-    loss = F.cross_entropy(logits(network, images, parameters), targets)
+    loss = F.cross_entropy(logits(network, images, parameters), targets, label_smoothing=0.2)
     slopes = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
     norm = sum(float((parameters[name].detach().abs() * slope).square().sum()) for name, slope in slopes.items()) ** 0.5
     worst = {
         name: (parameters[name] + 0.7 * parameters[name] ** 2 * slope / norm).detach().requires_grad_(True)
         for name, slope in slopes.items()
     }
-    expected = torch.autograd.grad(F.cross_entropy(logits(network, images, worst), targets), list(worst.values()))
+    there = F.cross_entropy(logits(network, images, worst), targets, label_smoothing=0.2)
+    expected = torch.autograd.grad(there, list(worst.values()))
     trained = copied(network, torch.device("cpu"))
     found = torch.autograd.grad(sam._objective(trained, (images, targets)), list(trained.parameters()))
     for ours, theirs in zip(found, expected, strict=True):
         assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm())
+
+
+def test_sam_leaves_running_statistics_of_the_weights_as_they_are():
+    from tomosec.testing.defenses import tiny_classifier
+
+    images, targets = tensors(slices(16, 3))
+    once, sam = (copied(tiny_classifier(batch_norm=True, shape=SHAPE), torch.device("cpu")).train() for _ in range(2))
+    once(images)
+    FineTuningSAM()._objective(sam, (images, targets)).backward()
+    for (name, expected), found in zip(once.named_buffers(), sam.buffers(), strict=True):
+        assert torch.equal(found, expected), name
 
 
 def test_the_hypergradient_is_that_of_dense_matrices():
@@ -131,7 +213,7 @@ def test_the_hypergradient_is_that_of_dense_matrices():
     body = nn.Sequential(nn.Flatten(), nn.Linear(9, 5), nn.Tanh(), nn.Linear(5, 2)).double()
     network = hand_made(body, shape=(3, 3)).double().requires_grad_(True)
     images, targets = MU_WATER * torch.randn(6, 1, 3, 3, dtype=torch.float64), torch.arange(6) % 2
-    repair = ImplicitUnlearning(eta=0.5, fixed_point_steps=4)
+    repair = ImplicitUnlearning(eta=0.5, fixed_point_steps=4)  # J to the powers 0 to 3
     worst = 0.1 * MU_WATER * torch.randn(1, 1, 3, 3, dtype=torch.float64)
     weights = list(network.parameters())
     found = torch.autograd.grad(repair._unlearning(network, images, targets, worst), weights)
@@ -148,7 +230,7 @@ def test_the_hypergradient_is_that_of_dense_matrices():
     point = (worst / std).flatten().requires_grad_(True)
     jacobian = torch.autograd.functional.jacobian(mapped, point)
     (slope,) = torch.autograd.grad(0.5 * at(point), point)
-    v = sum(torch.linalg.matrix_power(jacobian.T, i) @ slope for i in range(5))
+    v = sum(torch.linalg.matrix_power(jacobian.T, i) @ slope for i in range(4))
     direct = torch.autograd.grad(0.5 * (F.cross_entropy(network(images), targets) + at(point)), weights)
     implicit = torch.autograd.grad(mapped(point), weights, grad_outputs=v, allow_unused=True)
     for ours, one, other in zip(found, direct, implicit, strict=True):
@@ -157,6 +239,17 @@ def test_the_hypergradient_is_that_of_dense_matrices():
     assert any(
         other is not None and float(other.norm()) > 1e-3 * float(one.norm()) for one, other in zip(direct, implicit, strict=True)
     )
+
+
+def test_without_fixed_point_steps_the_gradient_is_that_at_a_fixed_disturbance(backdoored):
+    images, targets = tensors(slices(8, 3))
+    network, worst = copied(backdoored, torch.device("cpu")), 0.1 * MU_WATER * torch.ones(1, 1, *SHAPE)
+    loss = 0.5 * (F.cross_entropy(network(images), targets) + F.cross_entropy(network(images + worst), targets))
+    expected = torch.autograd.grad(loss, list(network.parameters()))
+    made = ImplicitUnlearning(fixed_point_steps=0)._unlearning(network, images, targets, worst)
+    assert float(made.detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(made, list(network.parameters())), expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_the_worst_disturbance_stays_in_its_ball_and_hurts(backdoored):
@@ -178,6 +271,26 @@ def test_attention_has_unit_norm_and_sums_channels():
     assert torch.allclose(attention, torch.tensor([[5.0, 4.0]]) / 41**0.5)
 
 
+def test_attention_is_compared_at_the_last_resolutions_with_their_weights():
+    nad = NeuralAttentionDistillation(betas=(1.0, 10.0, 100.0))
+    here, there = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+    # Attention in one pixel against attention in the other: a mean squared difference of 1.
+    for differs, expected in enumerate((0, 1, 10, 100)):
+        wanted = [there if i == differs else here for i in range(4)]
+        assert float(sum(nad._distances([here] * 4, wanted))) == pytest.approx(expected)
+        assert float(sum(nad._distances(wanted, [here] * 4))) == pytest.approx(expected)
+    assert float(sum(nad._distances([here], [there]))) == pytest.approx(100)
+
+
+def test_distillation_pulls_towards_the_teacher(backdoored):
+    short = {"teacher_epochs": 2, "epochs": 1}
+    with_it, without = (
+        NeuralAttentionDistillation(**short, **betas).repair(context(backdoored)).state_dict()
+        for betas in ({}, {"betas": (0.0, 0.0, 0.0)})
+    )
+    assert any(not torch.equal(a, b) for a, b in zip(with_it.values(), without.values(), strict=True))
+
+
 def test_the_generator_stays_within_its_bound(backdoored):
     images, _ = tensors(slices(4, 8))
     made = _Generator(4, 0.3, 0)
@@ -186,7 +299,27 @@ def test_the_generator_stays_within_its_bound(backdoored):
             if "final_conv" in name:
                 parameter.mul_(100)
         change = (made(images, backdoored) - images) / backdoored.std
+        for name, parameter in made.named_parameters():
+            if "final_conv" in name:
+                parameter.mul_(1e-5)
+        small = (made(images, backdoored) - images) / backdoored.std
     assert torch.allclose(change.square().mean(dim=(1, 2, 3)).sqrt(), torch.tensor(0.3), rtol=1e-3)
+    assert float(small.square().mean()) < 0.01**2, "a change within the bound is blown up"
+
+
+def test_the_generator_changes_what_is_not_benign():
+    """The features are the means of the two halves, and the left one is benign."""
+    from tomosec.defenses._samples import LabeledImages
+
+    body = nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), nn.Flatten(), nn.Linear(2, 2))
+    network, (images, targets) = hand_made(body), tensors(slices(16, 0))
+    clean = LabeledImages(images, targets, torch.device("cpu"))
+    repair = DecoupledTriggerInversion(generator_epochs=20, generator_learning_rate=0.01, width=4)
+    inverse = _Generator(4, repair.bound, 0)
+    repair._invert(network, torch.tensor([1.0, 0.0]), inverse, clean, context(network), "generator")
+    with torch.no_grad():
+        change = (network.representation(inverse(images, network)) - network.representation(images)).abs().mean(0)
+    assert float(change[1]) > 5 * float(change[0])
 
 
 def test_the_mask_tells_benign_features_from_others():

@@ -19,7 +19,7 @@ from tomosec.defenses.base import Scans
 from tomosec.defenses.consistent_projection import ConsistentProjection
 from tomosec.defenses.randomized_smoothing import RandomizedSmoothing
 from tomosec.defenses.reconstruction_diversity import ReconstructionDiversity
-from tomosec.defenses.sinogram_denoiser import SinogramDenoiser
+from tomosec.defenses.sinogram_denoiser import SinogramDenoiser, WeightedGaussian, _risk
 from tomosec.defenses.view_drop import ViewDrop
 from tomosec.geometry import FanBeam, ParallelBeam
 from tomosec.hounsfield import MU_WATER
@@ -84,6 +84,30 @@ def test_the_denoiser_comes_nearer_to_the_noiseless_scan_and_is_wider_where_ther
     assert math.prod(w + 0.1 for w in widths[1]) > math.prod(w + 0.1 for w in widths[0])
 
 
+@pytest.mark.parametrize("arc", [2 * math.pi, 3.5])
+def test_a_rays_own_share_is_the_derivative_of_its_smoothed_value(arc):
+    tiny = FanBeam.model_validate(SCAN.model_dump() | {"arc": arc, "views": 12, "bins": 9})
+    p, noise_sd = (torch.from_numpy(np.random.default_rng(i).uniform(0.5, 2, (1, 1, 12, 9))) for i in range(2))
+    smoother = WeightedGaussian(tiny, (0.6, 0.9))
+    jacobian = torch.autograd.functional.jacobian(lambda q: smoother.smooth(Scans(q, ("a",), noise_sd))[0], p).reshape(108, 108)
+    share = smoother.smooth(Scans(p, ("a",), noise_sd))[1]
+    assert torch.allclose(share.flatten(), jacobian.diagonal(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("noise_model", [True, False])
+def test_the_risk_of_white_noise_is_that_of_what_is_left_of_it(noise_model):
+    smoother = WeightedGaussian(SCAN, (0.6, 0.9))
+    noise = Scans(0.1 * pattern().double(), ("a",), 0.1 * torch.ones(1, 1, *SCAN.sinogram_shape) if noise_model else None)
+    smoothed, share = smoother.smooth(noise)
+    left = float((smoothed / 0.1).square().mean())
+    if noise_model:
+        assert _risk(noise, smoother) == pytest.approx(left, abs=0.05)
+    else:
+        # Cross-validation leaves each ray out: the error of its prediction is its noise and what is left of the others'.
+        assert _risk(noise, smoother) / 0.01 == pytest.approx(1 + left, rel=0.1)
+        assert float(share.mean()) > 0.15
+
+
 def test_the_denoiser_goes_around_a_whole_turn_and_not_past_the_ends_of_a_short_scan():
     step = torch.zeros(1, 1, *SCAN.sinogram_shape)
     step[:, :, :3] = 1
@@ -143,10 +167,10 @@ def test_a_clear_case_is_read_as_it_is_and_nobody_disagrees(wrapper):
     for threshold, expected in ((0.5 * MU_WATER, 1), (3 * MU_WATER, 0)):
         context, scans = water(threshold)
         prediction = wrapper.fit(context)
-        labels, shares = prediction.predict(scans)
-        assert labels.tolist() == [expected] * 4
-        assert float(shares[:, expected].min()) > 0.99
-        assert float(prediction.suspicion(scans).max()) < 1e-6
+        said = prediction.predict(scans)
+        assert said.labels.tolist() == [expected] * 4
+        assert float(said.probabilities[:, expected].min()) > 0.99
+        assert float(said.suspicion.max()) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -158,7 +182,8 @@ def test_a_borderline_case_is_disputed(wrapper):
     sharp = brightness_context(float(middle[0]))
     clear = brightness_context(0.5 * MU_WATER)
     one = Scans(scans.line_integrals[:1], scans.keys[:1], scans.noise_sd[:1])
-    assert float(wrapper.fit(sharp).suspicion(one)[0]) > float(wrapper.fit(clear).suspicion(one)[0]) + 0.1
+    disputed, agreed = (float(wrapper.fit(known).predict(one).suspicion[0]) for known in (sharp, clear))
+    assert disputed > agreed + 0.1
 
 
 def test_dropped_views_are_filled_from_their_neighbors_and_kept_ones_stay():
@@ -187,22 +212,58 @@ def test_the_certificate_is_that_of_a_linear_classifier():
     margin = 1.2 * s  # in the L2 norm of sinograms
     threshold = float(middle.detach()) - margin * float(w.norm())
     smoothing = RandomizedSmoothing(noise_sd=s, samples=64, certify_samples=400).fit(brightness_context(threshold))
-    certificate = smoothing.certify(Scans(scans.line_integrals[:1], scans.keys[:1]))
-    assert certificate.labels.tolist() == [1]
+    said = smoothing.predict(Scans(scans.line_integrals[:1], scans.keys[:1]))
+    assert said.labels.tolist() == [1]
     agree = norm.cdf(margin / s)
-    interval = binomtest(round(agree * 400), 400).proportion_ci(0.998, "exact")
-    assert float(certificate.lower[0]) == pytest.approx(interval.low, abs=0.03)
-    assert float(certificate.radius[0]) == pytest.approx(s * norm.ppf(float(certificate.lower[0])), rel=1e-9)
-    assert float(certificate.radius[0]) < margin
+    interval = binomtest(round(agree * 400), 400).proportion_ci(0.998, "exact")  # one-sided 0.001
+    assert norm.cdf(float(said.radius[0]) / s) == pytest.approx(interval.low, abs=0.03)
+    assert 0 < float(said.radius[0]) < margin
 
 
 def test_a_coin_toss_is_not_certified():
     context, scans = water()
     middle = context.imaging.reconstruct(scans.line_integrals[:1])[:, :, 12:20, 12:20].mean()
     smoothing = RandomizedSmoothing(noise_sd=0.3, certify_samples=50).fit(brightness_context(float(middle)))
-    certificate = smoothing.certify(Scans(scans.line_integrals[:1], scans.keys[:1]))
-    assert certificate.labels.tolist() == [-1]
-    assert certificate.radius.tolist() == [0.0]
+    assert smoothing.predict(Scans(scans.line_integrals[:1], scans.keys[:1])).radius.tolist() == [0.0]
+
+
+def test_all_copies_agreeing_give_the_largest_radius_that_so_few_can():
+    context, scans = water(0.5 * MU_WATER)
+    radius = RandomizedSmoothing(noise_sd=0.02, samples=4, certify_samples=30, alpha=0.01).fit(context).predict(scans).radius
+    assert radius.tolist() == pytest.approx([0.02 * norm.ppf(0.01 ** (1 / 30))] * 4, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "wrapper", [ViewDrop(members=3), RandomizedSmoothing(samples=4, certify_samples=5), ReconstructionDiversity()],
+    ids=lambda w: w.kind,
+)  # fmt: skip
+def test_label_and_disagreement_are_read_from_the_same_reconstructions(wrapper, monkeypatch):
+    context, scans = water(0.5 * MU_WATER)
+    assert len(images_read(wrapper, context, scans, monkeypatch)) == 4 * {
+        "view-drop": 3, "randomized-smoothing": 9, "reconstruction-diversity": 4,
+    }[wrapper.kind]  # fmt: skip
+
+
+def images_read(wrapper, context, scans, monkeypatch):
+    """What the network is shown for a prediction."""
+    read = []
+    network = type(context.network)
+    predict = network.predict
+    monkeypatch.setattr(network, "predict", lambda self, images: (read.append(images), predict(self, images))[1])
+    wrapper.fit(context).predict(scans)
+    return torch.cat(read)
+
+
+def test_copies_that_choose_the_class_do_not_bound_its_probability(monkeypatch):
+    context, scans = water(0.5 * MU_WATER)
+    images = images_read(RandomizedSmoothing(samples=4, certify_samples=4), context, scans, monkeypatch)
+    assert len(torch.unique(images.flatten(1), dim=0)) == len(images) == 32
+
+
+def test_every_reconstruction_is_air_outside_the_scan_circle(monkeypatch):
+    context, scans = water(0.5 * MU_WATER)
+    images = images_read(ReconstructionDiversity(), context, scans, monkeypatch)
+    assert not images[:, 0][:, context.imaging.circle.reshape(32, 32) == 0].any()
 
 
 def test_reconstructions_that_have_to_be_learned_are_refused():

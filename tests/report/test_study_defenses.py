@@ -52,13 +52,30 @@ def test_detection_is_a_matrix_and_says_what_was_not_adaptive(store):
         store, "detect", [cell(store, "aaaa", seen), cell(store, "bbbb", seen, attack={"kind": "frozen-noise", "version": 1})]
     )
     auroc = found.tables[0]
-    assert auroc.head == ("Attack", "RMSE, body", "rays", "wedge", "pairs")
-    assert [c.text for c in auroc.rows[0][2:]] == ["0.900", "0.500", "n/a [a]"]
+    assert auroc.head == ("Attack", "RMSE, body", "PSNR", "rays", "wedge", "pairs")
+    assert [c.text for c in auroc.rows[0][3:]] == ["0.900", "0.500", "n/a [a]"]
     assert "Not adaptively evaluated: wedge, pairs." in auroc.notes[0]
     assert "100 held-out calibration patients" in auroc.notes[0]
     assert "95% interval over patients" in auroc.notes[0]
     assert any("parallel beams have no pairs" in note for note in auroc.notes)
     assert len(found.figures) == 2
+
+
+def test_detection_over_budgets_is_a_curve_for_each_detector(store):
+    records = [
+        cell(
+            store,
+            name,
+            [defense("rays", "scan-detector", auroc=auroc), defense("wedge", "scan-detector", auroc=0.5)],
+            threat__budget__value=hu,
+        )
+        for name, hu, auroc in (("aaaa", 2.0, 0.6), ("bbbb", 10.0, 0.9))
+    ]
+    found = block(store, "detect", records)
+    rays, wedge = found.figures
+    assert "rays" in rays.caption
+    assert "2 HU 60.0%, 10 HU 90.0%" in str(rays.drawing)
+    assert "2 HU 50.0%, 10 HU 50.0%" in str(wedge.drawing)
 
 
 def test_adaptive_attacks_show_success_beside_the_best_detector(store):
@@ -181,13 +198,13 @@ def test_a_failed_defense_is_shown_as_failed_and_some_seeds_do_not_hide_others(s
     cell(store, "aaaa", [broken, defense("wedge", "scan-detector", auroc=0.5)])
     study = Study(kind="detect", title="", recipe="", cells=())
     (auroc,), _ = detect(study, [store.read("aaaa")])
-    assert auroc.rows[0][2].text == "failed [a]"
+    assert auroc.rows[0][3].text == "failed [a]"
     assert any("ZeroDivisionError" in note for note in auroc.notes)
     pairs = [defense("pairs", "scan-detector", why_not="none"), defense("pairs", "scan-detector", auroc=0.7)]
     seeds = [made.seed_result(k).model_copy(update={"defenses": (result,)}) for k, result in enumerate(pairs)]
     made.save(store, made.record("bbbb", seeds=tuple(seeds)))
     (auroc,), _ = detect(study, [store.read("bbbb")])
-    assert auroc.rows[0][2].text == "0.700"
+    assert auroc.rows[0][3].text == "0.700"
     single = defenses_table(store.read("bbbb"))
     assert single.rows[0][0].text == "pairs [a]"
     assert "[a] 1 of 2 seeds: none" in single.notes

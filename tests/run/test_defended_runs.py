@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
+from scipy.stats import norm
 from tiny_runs import TINY
 from torch import nn
 
@@ -304,6 +305,39 @@ def test_the_clean_network_is_repaired_once_and_its_time_does_not_count(defended
     assert 0 < result(runs[0], "fine-tuning").seconds < 1.5
     rows = [record.seeds[0].metric("clean+fine-tuning", "clean", "accuracy") for record in runs]
     assert rows[0] == rows[1] is not None
+
+
+def test_votes_and_certificates_reach_the_record_and_the_report(tmp_path):
+    smoothing = {"kind": "randomized-smoothing", "samples": 3, "alpha": 0.01, "noise_sd": 0.02}
+    wrappers = [
+        {**smoothing, "certify_samples": 12},
+        {**smoothing, "certify_samples": 3},  # too few to certify anything, even if all agree
+        {"kind": "view-drop", "members": 2},
+        {"kind": "reconstruction-diversity"},
+    ]
+    out = tmp_path / "runs"
+    record = run(parse_experiment({**TINY, "controls": [], "defenses": wrappers}), out=out)
+    assert record.status == "success"
+    seed = record.seeds[0]
+    for found in seed.defenses:
+        assert found.why_not == ""
+        assert 0 <= found.metrics["auroc"].value <= 1
+        assert found.clean_slices == 0, "a vote is fitted on nothing"
+    read = {
+        name: seed.metric("attacked+randomized-smoothing-1", *what).value
+        for name, what in (("accuracy", ("clean", "accuracy")), ("asr", ("triggered", "asr")))
+    }
+    some, none = ({name: found.value for name, found in seed.defenses[i].metrics.items()} for i in (0, 1))
+    # The network of this run reads every noisy copy of a scan alike.
+    assert some["abstained_fraction"] == 0
+    assert some["certified_accuracy"] == read["accuracy"]
+    assert some["certified_asr"] == read["asr"]
+    assert some["certified_radius"] == pytest.approx(0.02 * norm.ppf(0.01 ** (1 / 12)))
+    assert some["trigger_norm"] > 10 * some["certified_radius"]
+    assert none["abstained_fraction"] == 1
+    assert none["certified_accuracy"] == none["certified_asr"] == none["certified_radius"] == 0
+    assert "certified_radius" not in seed.defenses[2].metrics
+    assert "Mean certified radius" in build_report(Store(out), tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_another_attack_on_the_chain_calibrates_nothing_anew(defended, monkeypatch):

@@ -1,17 +1,19 @@
-"""The training that repairs share: SGD on a few clean slices, as the papers have it."""
+"""What repairs that train share: SGD on a few clean slices, as the papers have it."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from tomosec.analysis.networks import Classifier
 from tomosec.analysis.plan import Training
 from tomosec.analysis.training import Objective, TrainingSource, train
 from tomosec.defenses._layers import logits
-from tomosec.defenses.base import ModelContext, TrainingContext
+from tomosec.defenses._samples import LabeledImages, missing_classes
+from tomosec.defenses.base import ModelContext, Repair, ScanContext, TrainingContext
 from tomosec.randomness import torch_seed
 
 
@@ -45,6 +47,40 @@ def finetune(
         warmup_epochs=0,
     )
     run_plan(network, plan, samples, context, purpose, objective)
+
+
+class FineTuningRepair(Repair):
+    """Base of the repairs that fine-tune on clean slices with SGD, momentum 0.9 and a rate that falls to 0 as a cosine.
+
+    Attributes:
+        epochs: passes over the clean slices.
+        batch_size: slices per step.
+        learning_rate: of the first step.
+    """
+
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(32, ge=2)
+    learning_rate: float = Field(0.01, gt=0)
+
+    def why_not(self, context: ScanContext | ModelContext | TrainingContext) -> str:
+        """A class without clean slices would be forgotten."""
+        return missing_classes(context) if isinstance(context, ModelContext) else ""
+
+    def finetune(
+        self,
+        network: Classifier,
+        clean: LabeledImages,
+        context: ModelContext,
+        purpose: str,
+        *,
+        objective: Objective = cross_entropy,
+        epochs: int | None = None,
+    ) -> None:
+        """Train in place; ``epochs`` in place of the repair's own where given."""
+        finetune(
+            network, clean, context, purpose, objective=objective, epochs=self.epochs if epochs is None else epochs,
+            batch_size=self.batch_size, learning_rate=self.learning_rate,
+        )  # fmt: skip
 
 
 def run_plan(

@@ -17,6 +17,9 @@ from tomosec.defenses._samples import LabeledImages
 #: Layers with a factor and an offset per channel.
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 
+#: Slack of a comparison of accuracies: a loss of exactly the tolerance is within it.
+ROUNDING = 1e-9
+
 
 def copied(network: Classifier, device: torch.device) -> Classifier:
     """A copy to work on: on ``device``, trainable, in evaluation mode."""
@@ -78,12 +81,16 @@ def scaled(network: Classifier, layer: str, factors: Tensor, offset_factors: Ten
 
 
 def mean_activation(network: Classifier, layer: str, batches: Iterable[Tensor]) -> Tensor:
-    """(channels,) mean over images and places of max(0, output) of a layer."""
+    """(channels,) mean over images and places of max(0, output) of a layer, or of |output| where the head reads it so."""
     total, count = torch.zeros(channels(network, layer), dtype=torch.float64), 0
+    leaves = [(name, module) for name, module in network.named_modules() if not any(True for _ in module.children())]
+    following = dict(pairwise([*(name for name, _ in leaves), ""])).get(layer, "")
+    signed = isinstance(dict(leaves).get(following), nn.Flatten | nn.Linear | nn.Dropout)
 
     def note(_: nn.Module, __: Any, output: Tensor) -> None:
         nonlocal total, count
-        total = total + output.detach().clamp_min(0).double().mean(dim=(2, 3)).sum(0).cpu()
+        active = output.detach().abs() if signed else output.detach().clamp_min(0)
+        total = total + active.double().mean(dim=(2, 3)).sum(0).cpu()
         count += len(output)
 
     handle = network.get_submodule(layer).register_forward_hook(note)

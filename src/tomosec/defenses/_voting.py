@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tomosec.analysis.networks import Classifier
-from tomosec.defenses.base import ModelContext, ScanContext, Scans, TrainingContext
+from tomosec.defenses.base import ModelContext, Readings, ScanContext, Scans, TrainingContext
 from tomosec.defenses.calibration import check_scans
 from tomosec.errors import NotApplicable
 from tomosec.pipeline import ImagingChain
@@ -41,6 +41,12 @@ def vote(probabilities: Tensor) -> tuple[Tensor, Tensor]:
     votes = torch.nn.functional.one_hot(probabilities.argmax(-1), classes).to(probabilities).sum(0)
     shares = (votes + probabilities.mean(0)) / (count + 1)
     return shares.argmax(-1), shares
+
+
+def readings(probabilities: Tensor, radius: Tensor | None = None) -> Readings:
+    """What predictions (M, B, classes) say together: their vote, and how much they disagree."""
+    labels, shares = vote(probabilities)
+    return Readings(labels, shares, disagreement(probabilities), radius)
 
 
 def disagreement(probabilities: Tensor) -> Tensor:

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from tomosec.analysis.networks import Classifier
 from tomosec.analysis.plan import Training
 from tomosec.defenses._finetuning import epochs_for, run_plan
-from tomosec.defenses._layers import accuracy, channels, copied, finished, has_feature_maps, logits, neuron_layers, scaled
+from tomosec.defenses._layers import (
+    ROUNDING,
+    accuracy,
+    channels,
+    copied,
+    finished,
+    has_feature_maps,
+    logits,
+    neuron_layers,
+    scaled,
+)
 from tomosec.defenses._samples import LabeledImages, gather, insist, missing_classes
 from tomosec.defenses.base import ModelContext, Need, Repair, ScanContext, TrainingContext
 from tomosec.randomness import generator
@@ -38,7 +48,7 @@ class AdversarialNeuronPruning(Repair):
     """
 
     kind: Literal["anp"] = "anp"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"weights", "gradients", "clean-samples", "feature-maps"})
     source: ClassVar[str] = "Wu and Wang, NeurIPS 2021"
 
@@ -92,7 +102,7 @@ class AdversarialNeuronPruning(Repair):
     @torch.no_grad()
     def _prune(self, network: Classifier, masks: _Masks, clean: LabeledImages) -> None:
         """Cut neurons in the order of their masks."""
-        least = accuracy(network, clean) - self.tolerance
+        least = accuracy(network, clean) - self.tolerance - ROUNDING
         low = [
             (float(value), index, neuron)
             for index, mask in enumerate(masks.masks)

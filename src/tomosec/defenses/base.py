@@ -350,16 +350,31 @@ class InputDetector(Defense):
         raise NotImplementedError
 
 
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What a wrapper reads in B scans.
+
+    Attributes:
+        labels: (B,) class indices.
+        probabilities: (B, classes); the label is the most probable class.
+        suspicion: (B,) float64, how much the predictions for a scan disagree, higher is more suspicious; None where there is
+            one only.
+        radius: (B,) float64, L2 norm over all rays of the change of line integrals up to which the label is certified; 0 where
+            it is not; None where the wrapper certifies nothing.
+    """
+
+    labels: Tensor
+    probabilities: Tensor
+    suspicion: Tensor | None = None
+    radius: Tensor | None = None
+
+
 class Prediction(ABC):
     """A fitted wrapper around the chain."""
 
     @abstractmethod
-    def predict(self, scans: Scans) -> tuple[Tensor, Tensor]:
-        """Labels (B,) and class probabilities (B, classes) for measured data."""
-
-    def suspicion(self, scans: Scans) -> Tensor | None:
-        """(B,) float64, how much the predictions for a scan disagree, higher is more suspicious; None where there is one only."""
-        return None
+    def predict(self, scans: Scans) -> Readings:
+        """Everything that it says of measured data, each scan by itself, at once: a scan is reconstructed no more than needed."""
 
 
 class PredictionWrapper(Defense):

@@ -26,13 +26,17 @@ class DecoupledTriggerInversion(Repair):
     In each round: a mask m of the features before the last layer learns CE(m h, y) - CE((1 - m) h, y); a generator G, MONAI's
     BasicUNet, learns to keep m h and to change (1 - m) h; the network learns the true labels of x and G(x). The masks are those
     of the features that the last linear layer reads. The change G(x) - x is scaled into its bound, where the published code
-    adds a penalty, and both differences of features are relative to the features, so that no scale of a network matters.
+    descends on the change alone while it is too large, and both differences of features are relative to the features and weigh
+    the same, so that no scale of a network matters. That code's later rounds also seek the class that the first G led to, and
+    it unlearns with G on a tenth of a batch and the distance of features in the loss; here every round is the same, and the
+    loss is the cross-entropy of all x and all G(x). The network stays in evaluation mode.
 
     Attributes:
         rounds: of the three steps.
         mask_epochs, mask_learning_rate: of Adam on the mask.
         generator_epochs, generator_learning_rate: of Adam on G.
-        bound: largest RMS of G(x) - x over the image, in standard deviations of the network's input.
+        bound: largest RMS of G(x) - x over the image, in standard deviations of the network's input; the published code bounds
+            the mean square by 0.3.
         width: channels of G at full resolution.
         epochs: of the unlearning in each round.
         learning_rate: of its Adam.
@@ -40,7 +44,7 @@ class DecoupledTriggerInversion(Repair):
     """
 
     kind: Literal["bti-dbf"] = "bti-dbf"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"weights", "gradients", "clean-samples"})
     source: ClassVar[str] = "Xu et al., ICLR 2024"
 
@@ -49,7 +53,7 @@ class DecoupledTriggerInversion(Repair):
     mask_learning_rate: float = Field(0.01, gt=0)
     generator_epochs: int = Field(30, ge=1)
     generator_learning_rate: float = Field(1e-3, gt=0)
-    bound: float = Field(0.3, gt=0)
+    bound: float = Field(0.55, gt=0)
     width: int = Field(8, ge=4)
     epochs: int = Field(30, ge=1)
     learning_rate: float = Field(1e-4, gt=0)

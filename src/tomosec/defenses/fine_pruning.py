@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tomosec.analysis.networks import Classifier
-from tomosec.defenses._finetuning import finetune
+from tomosec.defenses._finetuning import FineTuningRepair
 from tomosec.defenses._layers import (
+    ROUNDING,
     accuracy,
     channels,
     copied,
@@ -22,16 +23,17 @@ from tomosec.defenses._layers import (
     neuron_layers,
     scaled,
 )
-from tomosec.defenses._samples import LabeledImages, gather, insist, missing_classes
-from tomosec.defenses.base import ModelContext, Need, Repair, ScanContext, TrainingContext
+from tomosec.defenses._samples import LabeledImages, gather, insist
+from tomosec.defenses.base import ModelContext, Need, ScanContext, TrainingContext
 
 
-class FinePruning(Repair):
+class FinePruning(FineTuningRepair):
     """Pruning of the last convolution's channels that are least active on clean slices, then fine-tuning.
 
     Channels go one step at a time, those with the lowest mean activation first, for as long as the accuracy on the clean slices
     stays within the tolerance. A pruned channel gives 0 and stays pruned while the rest is fine-tuned. Activation is that after a
-    ReLU, before whatever a residual connection adds.
+    ReLU, before whatever a residual connection adds; its size, where the classifier reads the layer without a ReLU. Ranking and
+    accuracy use the same clean slices, as in the paper.
 
     Attributes:
         tolerance: accuracy on the clean slices that may be lost by pruning.
@@ -40,21 +42,18 @@ class FinePruning(Repair):
     """
 
     kind: Literal["fine-pruning"] = "fine-pruning"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"weights", "gradients", "clean-samples", "feature-maps"})
     source: ClassVar[str] = "Liu et al., RAID 2018"
 
     tolerance: float = Field(0.1, ge=0, lt=1)
     step: float = Field(0.01, gt=0, le=1)
-    epochs: int = Field(100, ge=1)
-    batch_size: int = Field(32, ge=2)
-    learning_rate: float = Field(0.01, gt=0)
 
     def why_not(self, context: ScanContext | ModelContext | TrainingContext) -> str:
         """It needs a convolution, and clean slices of every class."""
         if not isinstance(context, ModelContext):
             return ""
-        return missing_classes(context) if has_feature_maps(context.network) else "needs a convolution, and the network has none"
+        return super().why_not(context) if has_feature_maps(context.network) else "needs a convolution, and the network has none"
 
     def repair(self, context: ModelContext) -> Classifier:
         """Prune and fine-tune a copy."""
@@ -66,10 +65,7 @@ class FinePruning(Repair):
         def objective(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
             return F.cross_entropy(logits(module, batch[0], scaled(network, layer, keep, keep)), batch[1])
 
-        finetune(
-            network, clean, context, kind, objective=objective,
-            epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
-        )  # fmt: skip
+        self.finetune(network, clean, context, kind, objective=objective)
         network.load_state_dict({**network.state_dict(), **scaled(network, layer, keep, keep)})
         return finished(network)
 
@@ -78,7 +74,7 @@ class FinePruning(Repair):
         order = mean_activation(network, layer, (images for images, _ in clean.chunks())).argsort(stable=True)
         count = channels(network, layer)
         step, best = max(1, round(self.step * count)), torch.ones(count)
-        least = accuracy(network, clean) - self.tolerance
+        least = accuracy(network, clean) - self.tolerance - ROUNDING
         for gone in range(step, count, step):
             keep = torch.ones(count)
             keep[order[:gone]] = 0

@@ -10,17 +10,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tomosec.analysis.networks import Classifier
-from tomosec.defenses._finetuning import finetune
+from tomosec.defenses._finetuning import FineTuningRepair
 from tomosec.defenses._layers import copied, finished, logits
-from tomosec.defenses._samples import gather, insist, missing_classes
-from tomosec.defenses.base import ModelContext, Need, Repair, ScanContext, TrainingContext
+from tomosec.defenses._samples import gather, insist
+from tomosec.defenses.base import ModelContext, Need
 
 
-class FineTuningSAM(Repair):
+class FineTuningSAM(FineTuningRepair):
     """Fine-tuning with adaptive sharpness-aware minimization.
 
     A step follows the gradient at w + e, where e = rho |w|² g / || |w| g || (elementwise |w|) is the worst change of relative
-    size rho to first order, and g the gradient at w.
+    size rho to first order, and g the gradient at w. BatchNorm's running statistics are of the pass at w alone.
 
     Attributes:
         rho: L2 norm of e / |w|.
@@ -29,28 +29,18 @@ class FineTuningSAM(Repair):
     """
 
     kind: Literal["ft-sam"] = "ft-sam"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"weights", "gradients", "clean-samples"})
     source: ClassVar[str] = "Zhu et al., ICCV 2023"
 
     rho: float = Field(2.0, gt=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    epochs: int = Field(100, ge=1)
-    batch_size: int = Field(32, ge=2)
-    learning_rate: float = Field(0.01, gt=0)
-
-    def why_not(self, context: ScanContext | ModelContext | TrainingContext) -> str:
-        """A class without clean slices would be forgotten."""
-        return missing_classes(context) if isinstance(context, ModelContext) else ""
 
     def repair(self, context: ModelContext) -> Classifier:
         """Fine-tune a copy."""
         kind = insist(self, context)
         network = copied(context.network, context.device)
-        finetune(
-            network, gather(context.clean, context.device), context, kind, objective=self._objective,
-            epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
-        )  # fmt: skip
+        self.finetune(network, gather(context.clean, context.device), context, kind, objective=self._objective)
         return finished(network)
 
     def _objective(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -69,4 +59,5 @@ class FineTuningSAM(Repair):
             name: parameters[name] + self.rho / norm * parameters[name].detach().abs() * change
             for name, change in changes.items()
         }
-        return F.cross_entropy(logits(network, images, worst), targets, label_smoothing=self.label_smoothing)
+        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        return F.cross_entropy(logits(network, images, worst | buffers), targets, label_smoothing=self.label_smoothing)

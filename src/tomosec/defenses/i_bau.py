@@ -24,23 +24,23 @@ class ImplicitUnlearning(Repair):
 
     min over w of max over |d| <= radius of the mean loss at x + d. A round finds d by normalized gradient ascent on all clean
     slices, then takes a step of Adam per batch. The step's gradient includes how d follows w: v = J v + dL/dd is iterated K
-    times for the map d - eta dh/dd with h = -loss + 0.001 |d|² in units of the input deviation, as published. A step's loss is
-    the mean of that at x and that at x + d: the paper's is that at x + d alone, its code disturbs 1 % of a batch. The network
-    stays in evaluation mode.
+    times from 0 for the map d - eta dh/dd with h = -loss + 0.001 |d|² in units of the input deviation, as published. A step's
+    loss is the mean of that at x and that at x + d: the paper's is that at x + d alone, its code disturbs 1 % of a batch. The
+    network stays in evaluation mode.
 
     Attributes:
-        rounds: of ascent and unlearning. radius: RMS of d over the image, in standard deviations of the network's input. The
-        code's ball of L2 norm 10 for images of
-            32 x 32 x 3 is an RMS of 0.18.
+        rounds: of ascent and unlearning.
+        radius: RMS of d over the image, in standard deviations of the network's input. The published ball of L2 norm 10 for
+            images of 32 x 32 x 3 is an RMS of 0.18.
         ascent_steps: of a round, each of a fifth of the radius.
-        fixed_point_steps: K.
+        fixed_point_steps: K; without any, the gradient is that at a fixed d.
         eta: step of the map.
         batch_size: slices per step.
         learning_rate: of Adam.
     """
 
     kind: Literal["i-bau"] = "i-bau"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"weights", "gradients", "clean-samples"})
     source: ClassVar[str] = "Zeng et al., ICLR 2022"
 
@@ -108,7 +108,7 @@ class ImplicitUnlearning(Repair):
         inner = -there + 0.001 * point.square().sum()
         (slope,) = torch.autograd.grad(inner, point, create_graph=True)
         mapped = point - self.eta * slope
-        v = by_point
+        v = torch.zeros_like(by_point)
         for _ in range(self.fixed_point_steps):
             v = torch.autograd.grad(mapped, point, grad_outputs=v, retain_graph=True)[0] + by_point
         # The second term is 0 and has the implicit part of the gradient.

@@ -10,13 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tomosec.analysis.networks import Classifier
-from tomosec.defenses._finetuning import finetune
+from tomosec.defenses._finetuning import FineTuningRepair
 from tomosec.defenses._layers import copied, feature_maps, finished, has_feature_maps
-from tomosec.defenses._samples import gather, insist, missing_classes
-from tomosec.defenses.base import ModelContext, Need, Repair, ScanContext, TrainingContext
+from tomosec.defenses._samples import gather, insist
+from tomosec.defenses.base import ModelContext, Need, ScanContext, TrainingContext
 
 
-class NeuralAttentionDistillation(Repair):
+class NeuralAttentionDistillation(FineTuningRepair):
     """Fine-tuning whose attention maps follow those of a network that was fine-tuned before.
 
     Attention at a resolution is the sum over channels of |features|^p, of L2 norm 1 over the image. The loss adds, with the
@@ -34,28 +34,23 @@ class NeuralAttentionDistillation(Repair):
     needs: ClassVar[frozenset[Need]] = frozenset({"weights", "gradients", "clean-samples", "feature-maps"})
     source: ClassVar[str] = "Li et al., ICLR 2021"
 
-    power: float = Field(2.0, gt=0)
+    power: float = Field(2.0, ge=1)
     betas: tuple[float, float, float] = (500.0, 1000.0, 1000.0)
     teacher_epochs: int = Field(10, ge=1)
     epochs: int = Field(20, ge=1)
-    batch_size: int = Field(32, ge=2)
-    learning_rate: float = Field(0.01, gt=0)
 
     def why_not(self, context: ScanContext | ModelContext | TrainingContext) -> str:
         """It needs feature maps, and clean slices of every class."""
         if not isinstance(context, ModelContext):
             return ""
-        return missing_classes(context) if has_feature_maps(context.network) else "needs feature maps, and the network has none"
+        return super().why_not(context) if has_feature_maps(context.network) else "needs feature maps, and the network has none"
 
     def repair(self, context: ModelContext) -> Classifier:
         """Fine-tune a teacher, and distill it into a copy of the given network."""
         kind = insist(self, context)
         clean = gather(context.clean, context.device)
         teacher, student = (copied(context.network, context.device) for _ in range(2))
-        finetune(
-            teacher, clean, context, f"{kind}-teacher",
-            epochs=self.teacher_epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
-        )  # fmt: skip
+        self.finetune(teacher, clean, context, f"{kind}-teacher", epochs=self.teacher_epochs)
         finished(teacher)
 
         def objective(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -63,17 +58,16 @@ class NeuralAttentionDistillation(Repair):
             outputs, maps = feature_maps(student, images)
             with torch.no_grad():
                 _, wanted = feature_maps(teacher, images)
-            loss = F.cross_entropy(outputs, targets)
-            used = min(len(maps), len(self.betas))
-            for beta, mine, its in zip(self.betas[-used:], maps[-used:], wanted[-used:], strict=True):
-                loss = loss + beta * (self._attention(mine) - self._attention(its)).square().mean()
-            return loss
+            return sum(self._distances(maps, wanted), F.cross_entropy(outputs, targets))
 
-        finetune(
-            student, clean, context, kind, objective=objective,
-            epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
-        )  # fmt: skip
+        self.finetune(student, clean, context, kind, objective=objective)
         return finished(student)
+
+    def _distances(self, maps: list[Tensor], wanted: list[Tensor]) -> list[Tensor]:
+        """Weighted mean squared difference of attention at each of the last resolutions."""
+        used = min(len(maps), len(self.betas))
+        pairs = zip(self.betas[-used:], maps[-used:], wanted[-used:], strict=True)
+        return [beta * (self._attention(a) - self._attention(b)).square().mean() for beta, a, b in pairs]
 
     def _attention(self, maps: Tensor) -> Tensor:
         """(B, h * w) of features (B, C, h, w)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -11,33 +11,13 @@ from pydantic import Field
 from scipy.special import betaincinv, ndtri
 from torch import Tensor
 
-from tomosec.defenses._voting import chain_of, checked, disagreement, vote, why_no_chain
-from tomosec.defenses.base import ModelContext, Need, Prediction, PredictionWrapper, ScanContext, Scans, TrainingContext
+from tomosec.defenses._voting import chain_of, checked, readings, why_no_chain
+from tomosec.defenses.base import ModelContext, Need, Prediction, PredictionWrapper, Readings, ScanContext, Scans, TrainingContext
 from tomosec.errors import NotApplicable
 from tomosec.randomness import generator
 
 #: Noisy copies that are reconstructed at once.
 _COPIES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """What smoothing guarantees of B scans.
-
-    With probability 1 − alpha over the noise that was drawn, the smoothed prediction of this network is ``labels`` for every
-    sinogram within the L2 distance ``radius`` of the one that was judged. It is a statement about changes of *test* sinograms, of
-    a network as it is: a network with a backdoor is certified with its backdoor. It is no statement about poisoned training, and
-    none about a triggered scan, which is certified to be read as its trigger wants.
-
-    Attributes:
-        labels: (B,) class; −1 where the noise decides and nothing is certified.
-        lower: (B,) lower confidence bound of the class's probability under noise (Clopper and Pearson).
-        radius: (B,) L2 norm, in line integrals over all rays; 0 where nothing is certified.
-    """
-
-    labels: Tensor
-    lower: Tensor
-    radius: Tensor
 
 
 class SmoothedPrediction(Prediction):
@@ -68,39 +48,35 @@ class SmoothedPrediction(Prediction):
             rows.append(torch.cat(found))
         return torch.stack(rows, dim=1) if rows else p.new_zeros(count, 0, self._network.classes)
 
-    def predict(self, scans: Scans) -> tuple[Tensor, Tensor]:
-        """The majority under noise, and the shares of the votes."""
-        return vote(self._predictions(scans, "predict", self._wrapper.samples))
-
-    def suspicion(self, scans: Scans) -> Tensor:
-        """How much the noisy copies disagree."""
-        return disagreement(self._predictions(scans, "predict", self._wrapper.samples))
-
-    def certify(self, scans: Scans) -> Certificate:
-        """Certify each scan: the class is chosen on some copies, its probability bounded on others."""
-        labels = vote(self._predictions(scans, "predict", self._wrapper.samples))[0]
+    def predict(self, scans: Scans) -> Readings:
+        """The vote of one set of copies, and the radius within which it is certified, bounded by votes of another set."""
+        chosen = readings(self._predictions(scans, "predict", self._wrapper.samples))
         votes = self._predictions(scans, "certify", self._wrapper.certify_samples).argmax(-1)
-        agree = (votes == labels[None]).sum(0).cpu().numpy()
+        agree = (votes == chosen.labels).sum(0).cpu().numpy()
         count = self._wrapper.certify_samples
         # Clopper and Pearson (Biometrika 26, 1934), one-sided.
         lower = np.where(agree > 0, betaincinv(np.maximum(agree, 1), count - agree + 1, self._wrapper.alpha), 0.0)
-        radius = np.where(lower > 0.5, self._wrapper.noise_sd * ndtri(np.maximum(lower, 0.5)), 0.0)
-        certain = torch.from_numpy(lower > 0.5)
-        return Certificate(torch.where(certain, labels.cpu(), -1), torch.from_numpy(lower), torch.from_numpy(radius))
+        return replace(chosen, radius=torch.from_numpy(self._wrapper.noise_sd * ndtri(np.maximum(lower, 0.5))))
 
 
 class RandomizedSmoothing(PredictionWrapper):
     """Randomized smoothing: predicts from noisy copies of the sinogram and takes the vote, with a certified radius.
 
-    Noise is Normal(0, s²) on every ray. If the winner's probability is p_A at least, no change of the sinogram of L2 norm below
-    s Φ⁻¹(p_A) changes the smoothed prediction. See :class:`Certificate` for what that is a certificate of: changes of test
-    sinograms of a fixed network, which may be backdoored; not of training. Noise is a function of the scan's key and the seed.
+    Noise is Normal(0, s²) on every ray, on top of the scan's own. The smoothed prediction is the class that most noisy copies
+    are read as; if its probability is p_A > 1/2 at least, no change of the sinogram of L2 norm below s Φ⁻¹(p_A) over all rays
+    changes it. ``samples`` copies vote for the class, ``certify_samples`` others bound its p_A by Clopper and Pearson, so the
+    largest radius that n of them can give is s Φ⁻¹(alpha^(1/n)); where the bound is at most 1/2, nothing is certified.
+
+    What that certifies: the smoothed prediction, of which the vote is an estimate, against changes of the *measured test data*
+    of a network as it is, with probability 1 − alpha for each scan. A network with a backdoor is certified with its backdoor: a
+    triggered scan is certified to be read as its trigger wants. It says nothing about poisoned training. Noise is a function of
+    the scan's key and the seed.
 
     Attributes:
         noise_sd: s, line integrals.
-        samples: copies that predict.
+        samples: copies that vote.
         certify_samples: copies that bound the probability.
-        alpha: chance that a certificate is wrong.
+        alpha: chance that a scan's certificate is wrong.
     """
 
     kind: Literal["randomized-smoothing"] = "randomized-smoothing"

@@ -6,11 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, SerializeAsAny, model_validator
-from torch import Tensor
 
 from tomosec.component import of_family
-from tomosec.defenses._voting import chain_of, checked, disagreement, vote, why_no_chain
-from tomosec.defenses.base import ModelContext, Need, Prediction, PredictionWrapper, ScanContext, Scans, TrainingContext
+from tomosec.defenses._voting import chain_of, checked, readings, why_no_chain
+from tomosec.defenses.base import ModelContext, Need, Prediction, PredictionWrapper, Readings, ScanContext, Scans, TrainingContext
 from tomosec.errors import InputError, NotApplicable
 from tomosec.reconstruction.base import Reconstruction
 from tomosec.reconstruction.cgls import CGLS
@@ -24,18 +23,11 @@ class _Diversity(Prediction):
         self._others = [one.build(geometry, device=context.device) for one in wrapper.reconstructions]
 
     @torch.no_grad()
-    def _predictions(self, scans: Scans) -> Tensor:
+    def predict(self, scans: Scans) -> Readings:
+        """The majority of the reconstructions, the shares of their votes, and how much they disagree."""
         p = checked(scans, self._imaging, "reconstruction-diversity")
         images = [self._imaging.reconstruct(p), *(other(p) * self._imaging.circle for other in self._others)]
-        return torch.stack([self._network.predict(image)[1] for image in images])
-
-    def predict(self, scans: Scans) -> tuple[Tensor, Tensor]:
-        """The majority of the reconstructions, and the shares of their votes."""
-        return vote(self._predictions(scans))
-
-    def suspicion(self, scans: Scans) -> Tensor:
-        """How much they disagree."""
-        return disagreement(self._predictions(scans))
+        return readings(torch.stack([self._network.predict(image)[1] for image in images]))
 
 
 class ReconstructionDiversity(PredictionWrapper):

@@ -30,6 +30,9 @@ class WeightedGaussian(Purification):
         self._taps = [_taps(width) for width in widths]
         steps = np.diff(geometry.view_angles)
         self._closed = geometry.is_full_circle and bool(np.allclose(steps, steps[0], rtol=1e-6, atol=0)) if len(steps) else False
+        (views, bins), (along_views, along_bins) = geometry.sinogram_shape, self._taps
+        own = _own(along_views, views, closed=self._around(along_views, views)), _own(along_bins, bins, closed=False)
+        self._own = torch.from_numpy(np.outer(*own))
 
     @torch.no_grad()
     def purify(self, scans: Scans) -> Tensor:
@@ -45,9 +48,11 @@ class WeightedGaussian(Purification):
             variance = scans.noise_sd.double().square()
             mean = variance.mean((2, 3), keepdim=True)
             weights = torch.where(mean > 0, mean / (variance + 1e-6 * mean).clamp_min(1e-300), 1.0)
-        center = float(self._taps[0][len(self._taps[0]) // 2] * self._taps[1][len(self._taps[1]) // 2])
         total = self._convolve(weights)
-        return self._convolve(p * weights) / total, center * weights / total
+        return self._convolve(p * weights) / total, self._own.to(p.device) * weights / total
+
+    def _around(self, taps: np.ndarray[tuple[int], np.dtype[np.float64]], views: int) -> bool:
+        return self._closed and len(taps) // 2 <= views
 
     def _convolve(self, p: Tensor) -> Tensor:
         for axis, taps in zip((2, 3), self._taps, strict=True):
@@ -55,7 +60,7 @@ class WeightedGaussian(Purification):
             if not reach:
                 continue
             pad = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
-            around = axis == 2 and self._closed and reach <= p.shape[2]
+            around = axis == 2 and self._around(taps, p.shape[2])
             padded = F.pad(p, pad, mode="circular" if around else "replicate")
             kernel = torch.from_numpy(taps).to(p).reshape((1, 1, -1, 1) if axis == 2 else (1, 1, 1, -1))
             p = F.conv2d(padded, kernel)
@@ -68,6 +73,18 @@ def _taps(width: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         return np.ones(1)
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
     return np.asarray(taps / taps.sum())
+
+
+def _own(
+    taps: np.ndarray[tuple[int], np.dtype[np.float64]], count: int, *, closed: bool
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """(count,) weight of each sample in its smoothed value; beyond the ends of an axis the last sample is repeated."""
+    reach = len(taps) // 2
+    own = np.full(count, taps[reach])
+    if not closed:
+        own[0] += taps[:reach].sum()
+        own[-1] += taps[reach + 1 :].sum()
+    return own
 
 
 class SinogramDenoiser(ScanPurifier):
@@ -85,7 +102,7 @@ class SinogramDenoiser(ScanPurifier):
     """
 
     kind: Literal["sinogram-denoiser"] = "sinogram-denoiser"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"raw-sinogram", "geometry", "calibration-scans"})
     source: ClassVar[str] = "baseline; width by Stein, Ann. Stat. 9, 1981, or Craven and Wahba, Numer. Math. 31, 1979"
 

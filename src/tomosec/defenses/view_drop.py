@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tomosec.defenses._voting import chain_of, checked, disagreement, vote, why_no_chain
-from tomosec.defenses.base import ModelContext, Need, Prediction, PredictionWrapper, ScanContext, Scans, TrainingContext
+from tomosec.defenses._voting import chain_of, checked, readings, why_no_chain
+from tomosec.defenses.base import ModelContext, Need, Prediction, PredictionWrapper, Readings, ScanContext, Scans, TrainingContext
 from tomosec.errors import NotApplicable
 from tomosec.randomness import generator
 
@@ -33,7 +33,8 @@ class _ViewDrop(Prediction):
         return low, high, weight.float()
 
     @torch.no_grad()
-    def _predictions(self, scans: Scans) -> Tensor:
+    def predict(self, scans: Scans) -> Readings:
+        """The majority of the subsets, the shares of their votes, and how much they disagree."""
         p = checked(scans, self._imaging, "view-drop")
         found = []
         for member in range(self._wrapper.members):
@@ -42,21 +43,14 @@ class _ViewDrop(Prediction):
                 low, high, weight = (part.to(p.device) for part in self._subset(key, member))
                 filled[row] = torch.lerp(p[row][:, low], p[row][:, high], weight[None, :, None])
             found.append(self._network.predict(self._imaging.reconstruct(filled))[1])
-        return torch.stack(found)
-
-    def predict(self, scans: Scans) -> tuple[Tensor, Tensor]:
-        """The majority of the subsets, and the shares of their votes."""
-        return vote(self._predictions(scans))
-
-    def suspicion(self, scans: Scans) -> Tensor:
-        """How much the subsets disagree."""
-        return disagreement(self._predictions(scans))
+        return readings(torch.stack(found))
 
 
 class ViewDrop(PredictionWrapper):
     """View-drop ensemble: predicts from random subsets of the views, and takes the vote.
 
-    Each member keeps a random part of the views and fills in the others by linear interpolation between kept neighbors, so that
+    Each member keeps a random part of the views and fills in the others by linear interpolation between kept neighbors (before
+    the first and after the last of them by repeating it), so that
     every reconstruction, learned ones too, can be used as it is. A trigger that is spread over many views is thinned in all
     members; the streaks of missing views cost clean accuracy. The score is the Jensen-Shannon divergence of the members'
     probabilities. Subsets are functions of the scan's key and the seed.

@@ -63,6 +63,11 @@ METRICS = {
     "patient_auroc": "AUROC per patient",
     "der": "DER",
     "precision_at_poisoned": "Poisoned among as many most suspicious",
+    "certified_accuracy": "Certified and right",
+    "abstained_fraction": "Not certified",
+    "certified_radius": "Mean certified radius (L2, line integrals)",
+    "certified_asr": "Triggered, certified as the target",
+    "trigger_norm": "Mean L2 norm of the trigger",
     "score_clean": "Score of the clean network",
     "score_attacked": "Score of the attacked network",
 }

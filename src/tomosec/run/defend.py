@@ -25,6 +25,7 @@ from tomosec.defenses.base import (
     Inspector,
     ModelContext,
     PredictionWrapper,
+    Readings,
     Repair,
     SampleFilter,
     ScanContext,
@@ -39,7 +40,7 @@ from tomosec.defenses.calibration import HeldOut, halves
 from tomosec.errors import NotApplicable, TomosecError
 from tomosec.metrics.attack import auroc_estimate
 from tomosec.metrics.detection import detection_metrics
-from tomosec.metrics.statistics import Estimate
+from tomosec.metrics.statistics import Estimate, average, proportion
 from tomosec.metrics.table import SampleTable
 from tomosec.pipeline import Injection
 from tomosec.record import DefenseResult
@@ -277,26 +278,54 @@ def _wrapper(defense: PredictionWrapper, name: str, attack: UnderAttack) -> _Out
     context = model_context(attack, attack.attacked)
     _require(defense, context)
     prediction = defense.fit(context)
-    tables, suspicion = [], []
+    tables, said = [], []
     for shown, trigger in _shown(attack):
-        found: list[Tensor] = []
+        found: list[Readings] = []
 
-        def predict(positions: list[int], trigger: Injection | None = trigger, found: list[Tensor] = found) -> Tensor:
-            scans = _scans(attack, positions, trigger)
-            disagreement = prediction.suspicion(scans)
-            if disagreement is not None:
-                found.append(disagreement.double().cpu())
-            return prediction.predict(scans)[1]
+        def predict(positions: list[int], trigger: Injection | None = trigger, found: list[Readings] = found) -> Tensor:
+            found.append(prediction.predict(_scans(attack, positions, trigger)))
+            return found[-1].probabilities
 
         tables.append(_rows(attack, f"attacked+{name}", shown, predict))
-        suspicion.append(torch.cat(found) if found else None)
+        said.append(found)
     metrics: dict[str, Estimate] = {}
+    suspicion = [_joined([item.suspicion for item in found]) for found in said]
     if suspicion[0] is not None and suspicion[1] is not None:
         chosen = list(_sources(attack))
         patients, targets = _who(attack, chosen)
         both = [item[chosen].numpy() for item in suspicion if item is not None]
         metrics["auroc"] = detection_metrics(both[0], both[1], patients, targets, class_names=attack.chain.classes)["auroc"]
-    return _Outcome(metrics, tables, f"attacked+{name}", clean_slices=len(context.clean))
+    radius = [_joined([item.radius for item in found]) for found in said]
+    if radius[0] is not None and radius[1] is not None:
+        labels = [torch.cat([item.labels.cpu() for item in found]) for found in said]
+        metrics |= _certified(attack, (labels[0], radius[0]), (labels[1], radius[1]))
+    used = len(context.clean) if "clean-samples" in defense.needs else 0
+    return _Outcome(metrics, tables, f"attacked+{name}", clean_slices=used)
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """(N,) of the batches, float64; None where a wrapper does not say it."""
+    found = [part.double().cpu() for part in parts if part is not None]
+    return torch.cat(found) if found and len(found) == len(parts) else None
+
+
+def _certified(attack: UnderAttack, clean: tuple[Tensor, Tensor], triggered: tuple[Tensor, Tensor]) -> dict[str, Estimate]:
+    """What certificates were worth, by labels and radii of all test slices: radii stand beside the size of the trigger."""
+    names, chosen = attack.chain.classes, list(_sources(attack))
+    everyone, sources = _who(attack, range(len(attack.test))), _who(attack, chosen)
+    right = (clean[0] == torch.tensor(everyone[1])) & (clean[1] > 0)
+    wanted = ((triggered[0] == attack.chain.target) & (triggered[1] > 0))[chosen]
+    sizes = []
+    for start in range(0, len(chosen), BATCH):
+        pair = [_scans(attack, chosen[start : start + BATCH], trigger).line_integrals for _, trigger in _shown(attack)]
+        sizes.append((pair[1] - pair[0]).double().flatten(1).norm(dim=1).cpu())
+    return {
+        "certified_accuracy": proportion(right.numpy(), *everyone, class_names=names),
+        "abstained_fraction": proportion((clean[1] == 0).numpy(), *everyone, class_names=names),
+        "certified_radius": average(clean[1].numpy(), *everyone, class_names=names),
+        "certified_asr": proportion(wanted.numpy(), *sources, class_names=names),
+        "trigger_norm": average(torch.cat(sizes).numpy(), *sources, class_names=names),
+    }
 
 
 def _input_detector(defense: InputDetector, name: str, attack: UnderAttack) -> _Outcome:

@@ -227,17 +227,23 @@ def _check_wrapper(wrapper: PredictionWrapper) -> None:
     assert context.imaging is not None
     prediction = wrapper.fit(context)
     scans = PhantomScans(context.imaging.geometry, 3, seed=1).at(range(3))
-    labels, probabilities = prediction.predict(scans)
-    assert labels.shape == (3,)
-    assert probabilities.shape == (3, 2)
-    assert torch.equal(labels, probabilities.argmax(1)), "the label is not the most probable class"
-    assert torch.allclose(probabilities.sum(1), torch.ones(3), atol=1e-5), "probabilities do not add up to 1"
-    _check_batches(lambda some: prediction.predict(some)[1], scans)
-    suspicion = prediction.suspicion(scans)
-    if suspicion is not None:
-        assert suspicion.shape == (3,)
-        assert suspicion.dtype == torch.float64
-        assert bool(torch.isfinite(suspicion).all())
+    said = prediction.predict(scans)
+    assert said.labels.shape == (3,)
+    assert said.probabilities.shape == (3, 2)
+    assert torch.equal(said.labels, said.probabilities.argmax(1)), "the label is not the most probable class"
+    assert torch.allclose(said.probabilities.sum(1), torch.ones(3), atol=1e-5), "probabilities do not add up to 1"
+    for name, values in (("suspicion", said.suspicion), ("radius", said.radius)):
+        if values is not None:
+            assert values.shape == (3,), f"{name} of shape {tuple(values.shape)} for 3 scans"
+            assert values.dtype == torch.float64, f"{name} is {values.dtype}"
+            assert bool((torch.isfinite(values) & (values >= 0)).all()), f"{name} is {values.tolist()}"
+
+    def everything(some: Scans) -> Tensor:
+        found = prediction.predict(some)
+        parts = [found.probabilities, *(part[:, None] for part in (found.suspicion, found.radius) if part is not None)]
+        return torch.cat(parts, dim=1)
+
+    _check_batches(everything, scans)
     _check_refusals(prediction.predict, scans)
     blind = replace(context, imaging=None)
     assert wrapper.why_not(blind), "it needs measured data and does not say so"
