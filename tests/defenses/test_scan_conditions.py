@@ -49,8 +49,8 @@ WHOLE = {
 }
 
 
-def analytic(geometry, rays=4):
-    return torch.from_numpy(np.ascontiguousarray(ellipse_integrals(geometry, ellipses=ELLIPSES, rays=rays)))[None, None]
+def analytic(geometry, rays=4, ellipses=ELLIPSES):
+    return torch.from_numpy(np.ascontiguousarray(ellipse_integrals(geometry, ellipses=ellipses, rays=rays)))[None, None]
 
 
 def odd(geometry, p):
@@ -242,6 +242,23 @@ def test_the_wedge_has_the_slopes_of_mazin_and_pelc():
     assert high / unit == pytest.approx(r / (source - r), rel=1e-4)
     assert slopes(SMALL, r) == pytest.approx((low, high), rel=1e-4)
     assert slopes(PARALLEL, r) == pytest.approx((-r / PARALLEL.bin_mm, r / PARALLEL.bin_mm), rel=1e-4)
+
+
+@pytest.mark.parametrize("bins", [184, 183])
+@pytest.mark.parametrize("arc", [2 * math.pi, -2 * math.pi])
+def test_the_wedge_of_a_close_source_is_one_sided_whatever_the_number_of_bins(bins, arc):
+    """Points pass a source at 535 mm nearly three times faster than they return: −R / (L + R) and R / (L − R) differ."""
+    geometry = change(FanBeam.somatom_scope().scaled(views=288, bins=bins, shape=(64, 64)), arc=arc)
+    source, r = geometry.source_to_isocenter_mm, geometry.scan_radius_mm
+    k = np.fft.fftfreq(288, 1 / 288)[:, None]
+    q = 2 * math.pi * np.fft.fftfreq(bins)[None, :] * geometry.source_to_detector_mm / geometry.bin_mm  # periods per rad of fan
+    ends = np.stack([q * r / (source + r), -q * r / (source - r)]) * math.copysign(1, arc)
+    expected = np.mean((k < ends.min(0) - 6) | (k > ends.max(0) + 6))
+    assert float(Wedge(geometry).outside.double().mean()) == pytest.approx(expected, abs=0.01)
+    spot = ((0.02, 0.05, 0.05, 0.85, 0.1, 0.0),)  # at the edge of the scan circle, small and so fast
+    assert outside(geometry, analytic(geometry, ellipses=spot)) < 1e-3
+    backwards = analytic(change(geometry, arc=-arc), ellipses=spot)
+    assert outside(geometry, backwards) > 0.02, "turned the other way, it should not fit"
 
 
 @pytest.mark.parametrize(
