@@ -167,16 +167,17 @@ def test_noise_that_is_too_quiet_counts_as_much_as_too_loud(scans):
     assert bool((detection.judge(loud).score > clean).all())
 
 
-def test_without_a_noise_model_the_clean_spread_alone_is_used(scans, triggers):
+@pytest.mark.parametrize("detector", [ComplementaryRays(), NoiseStatistics()], ids=str)
+def test_without_a_noise_model_the_clean_spread_alone_is_used(scans, triggers, detector):
     context = phantom_context(SCAN, CLEAN, noise_model=False)
-    detection = ComplementaryRays().calibrate(context)
+    detection = detector.calibrate(context)
     blind = replace(scans, noise_sd=None)
     assert float(detection.judge(blind).p_value.mean()) > 0.2
     assert float(detection.judge(changed(blind, triggers["masked"], 0.05)).p_value.mean()) < 0.1
     # A model that the calibration did not have does not change the score.
     assert torch.equal(detection.judge(scans).score, detection.judge(blind).score)
     with pytest.raises(InputError, match="no noise model"):
-        ComplementaryRays().calibrate(phantom_context(SCAN, 10)).judge(blind)
+        detector.calibrate(phantom_context(SCAN, 10)).judge(blind)
 
 
 def test_patients_in_every_ray_leave_no_air():
