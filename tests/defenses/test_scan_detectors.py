@@ -167,6 +167,16 @@ def test_noise_that_is_too_quiet_counts_as_much_as_too_loud(scans):
     assert bool((detection.judge(loud).score > clean).all())
 
 
+def test_a_smoothed_scan_is_seen_together_as_it_is_by_the_one_detector_that_sees_it(consistency, scans):
+    p = scans.line_integrals
+    smooth = p.clone()
+    smooth[:, :, 1:-1] += 0.15 * (p[:, :, :-2] - 2 * p[:, :, 1:-1] + p[:, :, 2:]) / 3
+    found = consistency.examine(replace(scans, line_integrals=smooth))
+    assert float(found.reasons["noise-statistics"].p_value.mean()) < 0.1
+    assert float(found.reasons["fourier-wedge"].p_value.mean()) > 0.9  # calmer than all clean scans
+    assert float(found.verdicts.p_value.mean()) < 0.25
+
+
 @pytest.mark.parametrize("detector", [ComplementaryRays(), NoiseStatistics()], ids=str)
 def test_without_a_noise_model_the_clean_spread_alone_is_used(scans, triggers, detector):
     context = phantom_context(SCAN, CLEAN, noise_model=False)

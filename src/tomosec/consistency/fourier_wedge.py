@@ -61,7 +61,7 @@ class Wedge:
         q = 2 * math.pi * np.fft.fftfreq(geometry.bins)[None, :]
         ends = np.stack([-low * q, -high * q]) * direction
         allowed = (k >= ends.min(0) - GUARD) & (k <= ends.max(0) + GUARD)
-        # A real sinogram has each frequency with its negative. At half a sampling rate these are one and the same along that axis.
+        # A real sinogram has each frequency with its negative; at half a sampling rate the two are one along that axis.
         self.outside = torch.from_numpy(~allowed & ~allowed[_negative(turn)][:, _negative(geometry.bins)])
         self._views = geometry.views
 

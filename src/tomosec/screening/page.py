@@ -159,7 +159,7 @@ class ScreenPage:
             tuple(rows),
             (
                 "p: the chance that a clean scan of this scanner looks at least as suspicious to all detectors together. Score: "
-                "−log10 of the Cauchy combination of their p-values, which goes on rising where all clean scans are left behind.",
+                "−log10 of their p-values' half-Cauchy combination, which goes on rising where clean scans are left behind.",
             ),
             sortable=True,
         )
