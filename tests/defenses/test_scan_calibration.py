@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from slice_scans import SliceScans
 
 from tomosec.consistency.spread import Moments, SpreadFit
 from tomosec.defenses.calibration import MIN_HELD_OUT, HeldOut, halves, one_of_each
@@ -146,25 +147,6 @@ def test_half_cauchy_combination_has_its_closed_form():
     assert float(two) == pytest.approx(expected, rel=1e-6)
     assert float(half_cauchy_combination(torch.tensor([1e-200, 1.0], dtype=torch.float64))) == pytest.approx(2e-200, rel=1e-6)
     assert float(half_cauchy_combination(torch.tensor([1.0, 1.0]))) == 1
-
-
-class SliceScans(PhantomScans):
-    """Several scans of every patient that differ in their noise alone, one patient after the other."""
-
-    def __init__(self, geometry, patients, each, **options):
-        super().__init__(geometry, patients * each, **options)
-        self.patients, self._each = tuple(f"{self._seed}-{i // each}" for i in range(len(self.patients))), each
-
-    def image(self, i):
-        return super().image(i // self._each)
-
-    def at(self, positions):
-        keys = self.patients
-        self.patients = tuple(f"{name}-{i}" for i, name in enumerate(keys))  # the noise goes by a scan's own name
-        try:
-            return super().at(positions)
-        finally:
-            self.patients = keys
 
 
 def test_one_scan_of_each_patient_is_drawn_whatever_the_order():
