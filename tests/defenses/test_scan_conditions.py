@@ -269,6 +269,7 @@ def test_the_wedge_of_a_close_source_is_one_sided_whatever_the_number_of_bins(bi
         (ComplementaryRays(), SMALL.views_at([0, 5, 2, 9, 40]), "order of the rotation"),
         (HelgasonLudwig(), change(SMALL, arc=math.pi + 0.5), "a whole turn; this scan covers an arc of 208.6"),
         (HelgasonLudwig(), change(PARALLEL, arc=2.0), "half a turn or a whole one"),
+        (HelgasonLudwig(), change(PARALLEL, bins=1), "2 bins or more"),
         (FourierWedge(), change(SMALL, arc=math.pi + 0.5), "a whole turn; this scan covers 208.6"),
         (FourierWedge(), change(PARALLEL, detector_offset_bins=0.25), "detector_offset_bins is 0.25"),
         (FourierWedge(), change(SMALL, views=8), "too coarse"),
