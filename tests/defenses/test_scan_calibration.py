@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from slice_scans import SliceScans
 
 from tomosec.consistency.spread import Moments, SpreadFit
-from tomosec.defenses.calibration import MIN_HELD_OUT, HeldOut, halves
-from tomosec.defenses.combination import cauchy_combination, combine
+from tomosec.defenses.calibration import MIN_HELD_OUT, HeldOut, halves, one_of_each
+from tomosec.defenses.combination import combine, half_cauchy_combination
 from tomosec.defenses.complementary_rays import ComplementaryRays
 from tomosec.defenses.consistency import Consistency
 from tomosec.errors import InputError, NotApplicable
+from tomosec.screening.panel import Panel
 from tomosec.testing import tiny_geometry
 from tomosec.testing.scans import PhantomScans, phantom_context
 
@@ -107,7 +110,7 @@ def test_combined_p_values_are_super_uniform_whatever_the_dependence(dependence)
     for _ in range(800):
         common, own = rng.standard_normal((n + 1, 1)), rng.standard_normal((n + 1, tests))
         table = torch.from_numpy(dependence * common + math.sqrt(1 - dependence**2) * own)
-        p.append(float(combine(table[-1:], table[:-1], torch.ones(n, dtype=torch.float64))[1][0]))
+        p.append(float(combine(table[-1:], table[:-1])[1][0]))
     assert_super_uniform(p)
     assert 0.4 < np.mean(p) < 0.6
 
@@ -115,22 +118,83 @@ def test_combined_p_values_are_super_uniform_whatever_the_dependence(dependence)
 def test_a_combined_score_goes_on_rising_beyond_all_clean_scans():
     rng = np.random.default_rng(3)
     held = torch.from_numpy(rng.standard_normal((30, 4)))
-    weights = torch.ones(30, dtype=torch.float64)
     rising = torch.zeros(6, 4, dtype=torch.float64)
     rising[:, 2] = torch.tensor([0.0, 2.0, 5.0, 20.0, 1e3, 1e9])
-    score, p = combine(rising, held, weights)
+    score, p = combine(rising, held)
     assert bool((score.diff() > 0).all())
     assert bool(torch.isfinite(score).all())
     assert p[-1] == pytest.approx(1 / 31)
-    assert combine(rising, held[:10], weights[:10])[1] is None
+    assert combine(rising, held[:10])[1] is None
 
 
-def test_cauchy_combination_has_its_closed_form():
-    assert float(cauchy_combination(torch.tensor([0.03, 0.03, 0.03]))) == pytest.approx(0.03)
-    two = cauchy_combination(torch.tensor([0.01, 0.4]))
-    expected = 0.5 - math.atan((math.tan(0.49 * math.pi) + math.tan(0.1 * math.pi)) / 2) / math.pi
+def test_detectors_that_find_a_scan_calmer_than_all_do_not_outvote_the_one_that_sees_it():
+    rng = np.random.default_rng(4)
+    held = torch.from_numpy(rng.standard_normal((99, 11)))
+    usual = torch.zeros(1, 11, dtype=torch.float64)
+    usual[0, 3] = held[:, 3].max() + 1
+    calm = usual - 10
+    calm[0, 3] = usual[0, 3]
+    (score, calmer), p = combine(torch.cat([usual, calm]), held)
+    assert float((p[0] - p[1]).abs()) < 0.03
+    assert float(p.max()) < 0.1
+    assert 0 < float(score - calmer) < 0.2, "what is calm adds less than what is usual, and next to nothing"
+
+
+def test_half_cauchy_combination_has_its_closed_form():
+    assert float(half_cauchy_combination(torch.tensor([0.03, 0.03, 0.03]))) == pytest.approx(0.03)
+    two = half_cauchy_combination(torch.tensor([0.01, 0.4]))
+    expected = 1 - 2 / math.pi * math.atan((1 / math.tan(0.005 * math.pi) + 1 / math.tan(0.2 * math.pi)) / 2)
     assert float(two) == pytest.approx(expected, rel=1e-6)
-    assert float(cauchy_combination(torch.tensor([1e-200, 0.5], dtype=torch.float64))) == pytest.approx(2e-200, rel=1e-6)
+    assert float(half_cauchy_combination(torch.tensor([1e-200, 1.0], dtype=torch.float64))) == pytest.approx(2e-200, rel=1e-6)
+    assert float(half_cauchy_combination(torch.tensor([1.0, 1.0]))) == 1
+
+
+def test_one_scan_of_each_patient_is_drawn_whatever_the_order():
+    patients = [f"p{i % 9}" for i in range(30)]
+    drawn = one_of_each(patients, 3)
+    assert sorted(patients[i] for i in drawn) == sorted(set(patients))
+    assert list(drawn) == sorted(drawn)
+    assert {i // 9 for i in drawn} != {0}, "not always the first"
+    assert one_of_each(patients, 3) == drawn != one_of_each(patients, 4)
+    assert one_of_each(["a", "b", "c"], 0) == (0, 1, 2)
+    parts = halves(patients, 3, "test")
+    held = [patients[i] for i in parts.held_out]
+    assert sorted(held[i] for i in parts.one_each) == sorted(set(held))
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.7, 1.0])
+def test_combined_p_values_are_super_uniform_with_several_scans_of_a_patient(alike):
+    """Ranked among all scans with a weight each, scans of one patient that are alike raised five times too many alarms."""
+    rng = np.random.default_rng(5)
+    n, each, tests = MIN_HELD_OUT, 4, 6
+    patients = [f"p{i // each}" for i in range(n * each)]
+    p = []
+    for trial in range(800):
+        common, own = rng.standard_normal((n + 1, 1, tests)), rng.standard_normal((n + 1, each, tests))
+        table = torch.from_numpy(alike * common + math.sqrt(1 - alike**2) * own)
+        p.append(float(combine(table[-1, :1], table[:-1].reshape(-1, tests)[list(one_of_each(patients, trial))])[1][0]))
+    assert_super_uniform(p)
+    assert 0.45 < np.mean(p) < 0.6
+
+
+def test_the_combination_is_ranked_among_one_scan_of_each_patient():
+    context = replace(phantom_context(tiny_geometry(), 1), clean=SliceScans(tiny_geometry(), 44, 3))
+    detection = Consistency().calibrate(context)
+    assert detection.held_out == 22
+    scan = PhantomScans(tiny_geometry(), 1, seed=1, change=torch.full(tiny_geometry().sinogram_shape, 0.1)).at([0])
+    found = detection.examine(scan)
+    assert found.verdicts.p_value == pytest.approx(1 / 23)
+    assert found.reasons["air-rays"].p_value == pytest.approx(1 / 23)
+    again = Consistency().restore(detection.tensors(), tiny_geometry())
+    assert torch.equal(again.judge(scan).score, found.verdicts.score)
+    panel = Panel.calibrated(context)
+    assert len(panel.scores) == panel.held_out == 22
+    judged = panel.judge(scan)
+    assert (judged.score, judged.p_value) == (float(found.verdicts.score), float(found.verdicts.p_value))
+    assert Panel.restored(panel.components, panel.tensors(), tiny_geometry(), {}).judge(scan).score == judged.score
+    older = panel.tensors() | {"held-out/weights": torch.full((22,), 0.5, dtype=torch.float64)}
+    with pytest.raises(InputError, match="calibrate again"):
+        Panel.restored(panel.components, older, tiny_geometry(), {})
 
 
 @pytest.mark.parametrize("detector", [ComplementaryRays(), Consistency()], ids=["one", "combined"])

@@ -71,6 +71,9 @@ def test_bad_scores_are_refused():
         detection_metrics(clean[:-1], triggered, PATIENTS, CLASSES)
     with pytest.raises(InputError, match="not finite"):
         detection_metrics(np.r_[clean[:-1], np.nan], triggered, PATIENTS, CLASSES)
+    for wrong in (np.nan, 0.0, 1.5):  # which would count as not flagged, or as flagged
+        with pytest.raises(InputError, match="p-value of a triggered sample"):
+            detection_metrics(clean, triggered, PATIENTS, CLASSES, triggered_p=np.r_[np.full(59, 0.5), wrong], held_out=99)
 
 
 @pytest.mark.parametrize(

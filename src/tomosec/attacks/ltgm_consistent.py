@@ -46,7 +46,7 @@ class ConsistentLTGM(MaskedGradient):
     """
 
     kind: Literal["ltgm-consistent"] = "ltgm-consistent"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     source: ClassVar[str] = "adaptive variant of Yang et al., MICCAI 2024"
 
     weight: float = Field(0.01, gt=0)

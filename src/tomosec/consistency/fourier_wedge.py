@@ -59,10 +59,9 @@ class Wedge:
         turn = geometry.views * (2 if self._mirrored else 1)
         k = np.fft.fftfreq(turn, 1 / turn)[:, None]
         q = 2 * math.pi * np.fft.fftfreq(geometry.bins)[None, :]
-        if not geometry.bins % 2:  # q at half the sampling rate has both signs
-            low, high = min(low, -high), max(high, -low)
         ends = np.stack([-low * q, -high * q]) * direction
         allowed = (k >= ends.min(0) - GUARD) & (k <= ends.max(0) + GUARD)
+        # A real sinogram has each frequency with its negative; at half a sampling rate the two are one along that axis.
         self.outside = torch.from_numpy(~allowed & ~allowed[_negative(turn)][:, _negative(geometry.bins)])
         self._views = geometry.views
 

@@ -69,8 +69,8 @@ def why_not_moments(geometry: Geometry) -> str:
     """Return why no moments of a scan must vanish; an empty string where some must."""
     if not isinstance(geometry, (FanBeam, ParallelBeam)):
         return f"needs a fan beam or parallel rays, not a geometry of kind {geometry.model_dump().get('kind')!r}"
-    if geometry.views < 8:
-        return f"needs 8 views or more; this scan has {geometry.views}"
+    if geometry.views < 8 or geometry.bins < 2:
+        return f"needs 8 views and 2 bins or more; this scan has {geometry.views} and {geometry.bins}"
     if geometry.is_full_circle or (isinstance(geometry, ParallelBeam) and geometry.is_half_circle):
         return ""
     turn = "half a turn or a whole one" if isinstance(geometry, ParallelBeam) else "a whole turn"

@@ -38,5 +38,9 @@ class Residual(ABC):
         return self.values(p), None if noise_sd is None else self.nominal(noise_sd.double().square())
 
     def whitened(self, p: Tensor, noise_sd: Tensor | None, spread: Spread) -> Tensor:
-        """(B, ...) values in units of their clean spread."""
-        return spread.whiten(*self.measure(p, noise_sd))
+        """(B, ...) values in units of their clean spread; without a noise model where the clean scans had none.
+
+        Raises:
+            InputError: the calibration scans had a noise model, and these have none.
+        """
+        return spread.whiten(*self.measure(p, noise_sd if spread.has_model else None))

@@ -272,7 +272,7 @@ class SetVerdict:
     Attributes:
         score: higher is more suspicious.
         p_value: under clean sets of the same size; None where no verdict is possible.
-        scans: how many were judged.
+        scans: how many were judged; one of each patient where a detector asks for that.
         where: (views, bins) map; None where there is none.
         reason: why there is no p-value; empty where there is one.
     """

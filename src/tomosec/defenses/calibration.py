@@ -62,11 +62,14 @@ class Halves:
         fit: of the scans that means and spreads are fitted to, ascending.
         held_out: of the others, ascending.
         weights: (len(held_out),) one over the number of held-out scans of the same patient; their sum is the number of patients.
+        one_each: which of ``held_out`` are one scan of each of its patients, drawn at random, ascending; for tests that compare
+            scans with one another, where several of one patient would not be worth as much.
     """
 
     fit: tuple[int, ...]
     held_out: tuple[int, ...]
     weights: Tensor
+    one_each: tuple[int, ...]
 
 
 def halves(patients: Sequence[str], seed: int, who: str) -> Halves:
@@ -102,7 +105,17 @@ def halves(patients: Sequence[str], seed: int, who: str) -> Halves:
             held += own
     held.sort()
     weights = torch.tensor([1 / len(scans[patients[i]]) for i in held], dtype=torch.float64)
-    return Halves(tuple(sorted(fit)), tuple(held), weights)
+    one_each = one_of_each([patients[i] for i in held], seed)
+    return Halves(tuple(sorted(fit)), tuple(held), weights, one_each)
+
+
+def one_of_each(patients: Sequence[str], seed: int) -> tuple[int, ...]:
+    """Positions of one scan of each patient, ascending; which one is drawn at random, by the patient's name and the seed."""
+    scans: dict[str, list[int]] = {}
+    for position, name in enumerate(patients):
+        scans.setdefault(name, []).append(position)
+    drawn = (own[int(generator(seed, "one-scan-of", name).integers(len(own)))] for name, own in scans.items())
+    return tuple(sorted(drawn))
 
 
 def clean_scans(context: ScanContext, positions: Sequence[int], who: str, batch: int = BATCH) -> Iterator[Scans]:

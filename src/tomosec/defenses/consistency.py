@@ -21,6 +21,7 @@ from tomosec.defenses.base import (
     ScanVerdicts,
     TrainingContext,
 )
+from tomosec.defenses.calibration import halves
 from tomosec.defenses.combination import combine
 from tomosec.defenses.complementary_rays import ComplementaryRays
 from tomosec.defenses.fourier_wedge import FourierWedge
@@ -79,12 +80,17 @@ class Examination:
 
 
 class ConsistencyDetection(ScanDetection):
-    """Detections of the members, calibrated on the same halves."""
+    """Detections of the members, calibrated on the same halves.
 
-    def __init__(self, members: Mapping[str, ResidualDetection]) -> None:
+    Args:
+        members: by name.
+        one_each: (n,) which of the held-out scans are one of each patient; the combination is ranked among these.
+    """
+
+    def __init__(self, members: Mapping[str, ResidualDetection], one_each: Tensor) -> None:
         self.members = dict(members)
-        self._weights = next(iter(self.members.values())).calibration.weights
-        self._table = torch.stack([member.calibration.scores for member in self.members.values()], dim=1)
+        self._weights, self._one_each = next(iter(self.members.values())).calibration.weights, one_each
+        self._table = torch.stack([member.calibration.scores[one_each] for member in self.members.values()], dim=1)
 
     @property
     def held_out(self) -> int:
@@ -123,7 +129,7 @@ class ConsistencyDetection(ScanDetection):
         return out
 
     def _verdicts(self, scores: Mapping[str, Tensor]) -> ScanVerdicts:
-        return ScanVerdicts(*combine(torch.stack(list(scores.values()), dim=1), self._table, self._weights))
+        return ScanVerdicts(*combine(torch.stack(list(scores.values()), dim=1), self._table))
 
     def _where(self, whitened: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Tensor | None:
         maps, suspicion = [], []
@@ -143,7 +149,7 @@ class ConsistencyDetection(ScanDetection):
 
     def tensors(self) -> dict[str, Tensor]:
         """The members' tensors under their names; what members share is kept once."""
-        out = {"held_out_weights": self._weights}
+        out = {"held_out_weights": self._weights, "one_each": self._one_each}
         kept: set[str] = set()
         for name, member in self.members.items():
             own = {"held_out_scores": member.calibration.scores}
@@ -155,19 +161,20 @@ class ConsistencyDetection(ScanDetection):
 
 
 class Consistency(ScanDetector):
-    """Consistency: the Cauchy combination of every test of a scan that applies to its geometry.
+    """Consistency: the half-Cauchy combination of every test of a scan that applies to its geometry.
 
-    T = mean over the members of tan((1/2 − p) π), with each member's p-value on the held-out clean scans; the score is −log10 of
-    Cauchy's tail at T, and the p-value its rank among the held-out scans' own. Members that do not apply are left out.
+    T = mean over the members of cot(p π / 2), with each member's p-value on the held-out clean scans; the score is −log10 of
+    half-Cauchy's tail at T, and the p-value its rank among the held-out scans' own, one scan of each patient. A member that finds
+    a scan calmer than the clean ones adds nothing and takes nothing away. Members that do not apply are left out.
 
     Attributes:
         members: which tests; ``-top`` variants look at the largest residuals.
     """
 
     kind: Literal["consistency"] = "consistency"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"raw-sinogram", "geometry", "calibration-scans"})
-    source: ClassVar[str] = "combination: Liu and Xie, J. Am. Stat. Assoc. 115, 2020; members see their own"
+    source: ClassVar[str] = "combination: after Liu and Xie, J. Am. Stat. Assoc. 115, 2020; members see their own"
     adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-body-confined", "ltgm-consistent", "ltgm-range-projected"})
 
     members: Annotated[tuple[Member, ...], Field(min_length=1)] = get_args(Member)
@@ -193,7 +200,8 @@ class Consistency(ScanDetector):
         detections = {name: one for name, one in zip(members, found, strict=True) if one is not None}
         if not detections:
             raise NotApplicable("consistency: no member applies to these calibration scans")
-        return ConsistencyDetection(detections)
+        one_each = halves(context.clean.patients, context.seed, "consistency").one_each
+        return ConsistencyDetection(detections, torch.tensor(one_each))
 
     def restore(self, tensors: Mapping[str, Tensor], geometry: Geometry) -> ConsistencyDetection:
         """Inverse of :meth:`ConsistencyDetection.tensors`."""
@@ -203,7 +211,7 @@ class Consistency(ScanDetector):
             if slash:
                 own.setdefault(name, {})[field] = value
         unknown = [name for name in own if name not in self.members]
-        if unknown or not own or "held_out_weights" not in tensors:
+        if unknown or not own or not {"held_out_weights", "one_each"} <= set(tensors):
             raise InputError(
                 f"consistency: the profile holds {', '.join(unknown) or 'no member'}; its members are {', '.join(self.members)}"
             )
@@ -214,4 +222,4 @@ class Consistency(ScanDetector):
         restored = {
             name: MEMBERS[name].restore(spreads[MEMBERS[name].residual_key] | own[name] | weights, geometry) for name in names
         }
-        return ConsistencyDetection(restored)
+        return ConsistencyDetection(restored, tensors["one_each"])

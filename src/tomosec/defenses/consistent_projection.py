@@ -55,7 +55,7 @@ class ConsistentProjection(ScanPurifier):
     """
 
     kind: Literal["consistent-projection"] = "consistent-projection"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"raw-sinogram", "geometry"})
     source: ClassVar[str] = "standard model-based reconstruction; purifier of this project"
     adaptive: ClassVar[frozenset[str]] = frozenset(

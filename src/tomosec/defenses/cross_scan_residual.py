@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -22,13 +22,16 @@ from tomosec.defenses.base import (
     SetVerdict,
     TrainingContext,
 )
-from tomosec.defenses.calibration import BATCH, MIN_HELD_OUT, check_scans, clean_scans, halves
+from tomosec.defenses.calibration import BATCH, MIN_HELD_OUT, check_scans, clean_scans, halves, one_of_each, select
 from tomosec.defenses.complementary_rays import ComplementaryRays
 from tomosec.defenses.reprojection_residual import ReprojectionResidual
 from tomosec.defenses.residuals import fit_spreads
 from tomosec.errors import InputError, NotApplicable
 from tomosec.geometry import Geometry
 from tomosec.randomness import generator
+
+#: Scans below which there is no verdict: with 5, one of 16 choices of signs is the set as it is, and p cannot be 0.05.
+MIN_SCANS = 6
 
 
 class CrossScanDetection(ScanSetDetection):
@@ -50,38 +53,46 @@ class CrossScanDetection(ScanSetDetection):
 
     @torch.no_grad()
     def judge(self, scans: ScanSource) -> SetVerdict:
-        """Read the scans once; memory is that of ``permutations`` sinograms, however many scans there are."""
-        total = len(scans)
-        if total == 0:
+        """Read the scans once; memory is that of twice ``permutations`` sinograms, however many scans there are."""
+        if len(scans) == 0:
             raise InputError("cross-scan-residual: the set of scans is empty")
+        used = one_of_each(scans.patients, self.seed)
+        total = len(used)
         count, reason = self._used(total)
         clean, flat = len(self.blocks), self.blocks.flatten(1)
-        chosen = self._subsets(clean, count)
-        # Row 0 is the set as it is; the others are as many blocks, drawn from the clean ones and these together.
-        sums = chosen[:, :clean] @ flat
-        everything, block, filled, seen = torch.zeros_like(flat[0]), torch.zeros_like(flat[0]), 0, 0
-        for batch in scans.batches(BATCH):
-            check_scans(batch, self.geometry, "cross-scan-residual")
-            z = self._residual.whitened(batch.line_integrals, batch.noise_sd, self.spread).flatten(1).float().cpu()
-            everything += z.sum(0)
+        chosen, signs = self._subsets(clean, count), self._signs(total)
+        # Row 0 is the set as it is. The others are as many blocks, drawn from the clean ones and these together, ...
+        mixed = chosen[:, :clean] @ flat
+        # ... and the same scans with random signs.
+        signed = torch.zeros(len(signs), flat.shape[1])
+        block, number = torch.zeros_like(flat[0]), 0
+        for z in self._whitened(scans, set(used)):
+            signed += signs[:, number : number + len(z)] @ z
             for own in z:
                 block += own
-                filled += 1
-                if filled == self.block:
-                    if seen < count:
-                        sums += chosen[:, clean + seen, None] * block
-                        seen += 1
+                number += 1
+                if number % self.block == 0:
+                    if number <= count * self.block:
+                        mixed += chosen[:, clean + number // self.block - 1, None] * block
                     block.zero_()
-                    filled = 0
-        z_set = everything / math.sqrt(total)
+        z_set = signed[:1] / math.sqrt(total)
         where = self._residual.sinogram_map(z_set.reshape(1, *self.blocks.shape[1:]))
         place = None if where is None else where[0].double()
-        score = float(self._score(z_set[None])[0])
+        score = float(self._score(z_set)[0])
         if reason:
             return SetVerdict(score, None, total, place, reason)
-        found = self._score(sums / math.sqrt(count * self.block))
-        p_value = (1 + int((found[1:] >= found[0]).sum())) / len(found)
-        return SetVerdict(score, p_value, total, place)
+        return SetVerdict(score, max(self._p_value(mixed), self._p_value(signed)), total, place)
+
+    def _whitened(self, scans: ScanSource, used: set[int]) -> Iterator[Tensor]:
+        """(B, ...) flat residuals of the used scans in units of their clean spread, float32 on the CPU, in batches."""
+        first = 0
+        for batch in scans.batches(BATCH):
+            check_scans(batch, self.geometry, "cross-scan-residual")
+            rows = [row for row in range(len(batch.keys)) if first + row in used]
+            first += len(batch.keys)
+            if rows:
+                some = select(batch, rows)
+                yield self._residual.whitened(some.line_integrals, some.noise_sd, self.spread).flatten(1).float().cpu()
 
     def _used(self, total: int) -> tuple[int, str]:
         """How many blocks of the set are compared, and why none are."""
@@ -93,6 +104,8 @@ class CrossScanDetection(ScanSetDetection):
         ways = math.comb(len(self.blocks) + count, count)
         if ways <= self.detector.permutations:
             return count, f"no verdict: {total} scans can be mixed with the clean ones in {ways} ways only"
+        if total < MIN_SCANS:
+            return count, f"no verdict: {total} scans of different patients, {MIN_SCANS} needed"
         return count, ""
 
     def _subsets(self, clean: int, count: int) -> Tensor:
@@ -103,6 +116,19 @@ class CrossScanDetection(ScanSetDetection):
             order = generator(self.seed, "cross-scan-residual", count, row).permutation(clean + count)
             chosen[row, torch.from_numpy(order[:count])] = 1
         return chosen
+
+    def _signs(self, total: int) -> Tensor:
+        """(1 + permutations, total) 1 or −1; all 1 in row 0."""
+        signs = torch.ones(1 + self.detector.permutations, total)
+        for row in range(1, len(signs)):
+            drawn = generator(self.seed, "cross-scan-residual", "signs", total, row).integers(2, size=total)
+            signs[row] = torch.from_numpy(2.0 * drawn - 1)
+        return signs
+
+    def _p_value(self, sums: Tensor) -> float:
+        """Rank of the first row's score among all rows'; equal ones count, whatever the order that they were summed in."""
+        found = self._score(sums)
+        return (1 + int((found[1:] >= (1 - 1e-5) * found[0]).sum())) / len(found)
 
     def _score(self, z: Tensor) -> Tensor:
         size = z.abs()
@@ -121,20 +147,26 @@ class CrossScanResidual(ScanSetDetector):
 
     z is the whitened residual of complementary rays, or of reprojection where no line is measured twice. Noise and anatomy of
     different patients average out and a universal trigger does not, so that √N more of it is seen. The score is the largest |Z|
-    of all rays. Its p-value is that of a permutation test: the same score of random sets of the same size, drawn from the
-    held-out clean scans and the judged ones together. So the judged scans must be one per patient and from the same scanner, and
-    whatever else they have in common that the calibration scans have not is found as well.
+    of all rays. Its p-value is the larger one of two permutation tests with that score, so that both must say so:
+
+    * against random sets of the same size, drawn from held-out clean scans and the judged ones together: exact for clean sets of
+      the same scanner, whatever residual all its scans share;
+    * against the judged scans with random signs, which have the same noise and nothing in common: so noisier scans, whose largest
+      ray is larger, do not pass for a pattern.
+
+    Scans of one patient share their anatomy, so one scan of each patient is used. Whatever else the judged scans have in common
+    that the calibration scans have not, such as a new tube, is found as well.
 
     Attributes:
         residual_of: whose residual; ``auto`` prefers complementary rays.
         statistic: ``max``: the largest |Z|; ``top``: mean of the largest.
         top_fraction: fraction of the rays that ``top`` is the mean of.
-        permutations: random sets; 1 / (permutations + 1) is the smallest p-value.
+        permutations: random sets, and random signs; 1 / (permutations + 1) is the smallest p-value.
         blocks: sums of held-out scans that are kept; with more scans than blocks, neighbors are summed and stay together.
     """
 
     kind: Literal["cross-scan-residual"] = "cross-scan-residual"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"raw-sinogram", "geometry", "calibration-scans"})
     source: ClassVar[str] = "test of this project"
     adaptive: ClassVar[frozenset[str]] = frozenset(
@@ -166,14 +198,7 @@ class CrossScanResidual(ScanSetDetector):
         if reason := self.why_not(context):
             raise NotApplicable(f"cross-scan-residual: {reason}")
         parts = halves(context.clean.patients, context.seed, "cross-scan-residual")
-        # One scan per patient: scans of one patient have more in common than a trigger.
-        seen: set[str] = set()
-        held = []
-        for position in parts.held_out:
-            patient = context.clean.patients[position]
-            if patient not in seen:
-                seen.add(patient)
-                held.append(position)
+        held = [parts.held_out[i] for i in parts.one_each]
         residual = self.residual(context.geometry)
         context.progress.start(len(context.clean), "calibrate cross-scan-residual")
         (spread,) = fit_spreads([residual], context, parts, "cross-scan-residual")

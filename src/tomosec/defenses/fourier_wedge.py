@@ -24,7 +24,7 @@ class FourierWedge(ResidualDetector):
     """
 
     kind: Literal["fourier-wedge"] = "fourier-wedge"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     source: ClassVar[str] = (
         "parallel: Edholm, Lewitt and Lindholm, Proc. SPIE 671, 1986; fan: Mazin and Pelc, Med. Phys. 37, 2010"
     )

@@ -25,13 +25,18 @@ class NoiseFeatures(Residual):
         self._rows, self._columns = min(tiles, self._views - 2), min(tiles, self._bins)
 
     def measure(self, p: Tensor, noise_sd: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The features of differences in units of the scan's own noise, where it has a model; they have no nominal variance."""
+        """The features of differences in units of the scan's own noise, where it has a model.
+
+        They have no nominal variance. Zero stands for it where there is a model, so that features with and without one, which
+        are not comparable, are told apart.
+        """
         second = self._second.values(p)
-        if noise_sd is not None:
-            variance = noise_sd.double().square()
-            usual = variance[:, 0].mean((1, 2), keepdim=True)
-            second = second / (self._second.nominal(variance) + 1e-6 * usual + 1e-30).sqrt()
-        return self._features(second), None
+        if noise_sd is None:
+            return self._features(second), None
+        variance = noise_sd.double().square()
+        usual = variance[:, 0].mean((1, 2), keepdim=True)
+        features = self._features(second / (self._second.nominal(variance) + 1e-6 * usual + 1e-30).sqrt())
+        return features, torch.zeros_like(features)
 
     def values(self, p: Tensor) -> Tensor:
         """The features of the differences as they are."""
@@ -68,7 +73,7 @@ class NoiseStatistics(ResidualDetector):
     """
 
     kind: Literal["noise-statistics"] = "noise-statistics"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     source: ClassVar[str] = "noise model: Whiting et al., Med. Phys. 33, 2006; test of this project"
     adaptive: ClassVar[frozenset[str]] = frozenset({"ltgm-consistent", "ltgm-noise-shaped"})
 

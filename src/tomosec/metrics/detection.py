@@ -43,7 +43,7 @@ def detection_metrics(
         1 % and 5 % of clean scans pass; ``fpr_at_1`` and ``fpr_at_5``: share of clean test samples that this threshold flags.
 
     Raises:
-        InputError: lengths differ, or a score is not finite.
+        InputError: lengths differ, a score is not finite, or a p-value is not one.
     """
     scores = [np.asarray(item, dtype=np.float64) for item in (clean, triggered)]
     if not scores[0].shape == scores[1].shape == (len(patients),) == (len(classes),):
@@ -53,6 +53,9 @@ def detection_metrics(
         )
     if not all(np.isfinite(item).all() for item in scores):
         raise InputError("detection: a score is not finite")
+    for title, values in (("clean", clean_p), ("triggered", triggered_p)):
+        if values is not None and not ((p := np.asarray(values, dtype=np.float64)) > 0).all() & (p <= 1).all():
+            raise InputError(f"detection: a p-value of a {title} sample is not in (0, 1]")
     both = np.concatenate(scores)
     is_triggered = np.repeat([False, True], len(patients))
     out = {"auroc": auroc_estimate(both, is_triggered, [*patients, *patients], [*classes, *classes], class_names=class_names)}

@@ -179,8 +179,8 @@ class ScreenPage:
             (
                 "p: the chance that a clean scan of this scanner looks at least as suspicious to all detectors together"
                 + (f"; by this profile never below {profile.smallest_p:.3g}, however large the finding" if verdicts else "")
-                + ". Score: −log10 of the Cauchy combination of their p-values, which goes on rising where all clean scans are "
-                "left behind.",
+                + ". Score: −log10 of their p-values' half-Cauchy combination, which goes on rising where clean scans are left "
+                "behind.",
             ),
             sortable=True,
         )

@@ -62,7 +62,7 @@ class Judgment:
     """What a panel says about one scan.
 
     Attributes:
-        score: −log10 of the Cauchy combination.
+        score: −log10 of the half-Cauchy combination.
         p_value: rank of the score among the held-out clean scans; None with too few of them.
         scores: of each detector, by name.
         p_values: of each, None as above.
@@ -89,8 +89,8 @@ class Panel:
     Attributes:
         components: the detectors by name.
         parts: their detections, in the same order.
-        scores: (n, K) of the held-out clean scans by the K parts.
-        weights: (n,) one over the number of held-out scans of the same patient.
+        scores: (n, K) of held-out clean scans of n patients, one of each, by the K parts.
+        weights: (n,) ones.
         not_applicable: reasons by name.
     """
 
@@ -152,8 +152,8 @@ class Panel:
                     rows[name].append(part.judge(scans).score.double().cpu())
                 context.progress.advance(len(scans.keys))
             columns |= {name: torch.cat(row) for name, row in rows.items()}
-        table = torch.stack([columns[name] for name in parts], dim=1)
-        return cls({name: chosen[name] for name in parts}, parts, table, split.weights, skipped)
+        table = torch.stack([columns[name] for name in parts], dim=1)[list(split.one_each)]
+        return cls({name: chosen[name] for name in parts}, parts, table, split.weights.new_ones(len(table)), skipped)
 
     @torch.no_grad()
     def judge(self, scans: Scans, *, want_map: bool = True) -> Judgment:
@@ -169,7 +169,7 @@ class Panel:
             else:
                 scores[name] = float(part.judge(scans).score[0])
         row = torch.tensor([list(scores.values())], dtype=torch.float64)
-        score, p_value = combine(row, self.scores, self.weights)
+        score, p_value = combine(row, self.scores)
         p_values: dict[str, float | None] = {}
         beyond: dict[str, float] = {}
         for place, (name, column) in enumerate(zip(self.parts, self.scores.T, strict=True)):
@@ -235,4 +235,6 @@ class Panel:
             raise InputError(
                 f"held-out scores of shape {tuple(scores.shape)} for {len(weights)} scans, {len(detectors)} detectors"
             )
+        if bool((weights != 1).any()):
+            raise InputError("held-out scores are of several scans of a patient, and one of each is needed: calibrate again")
         return cls(detectors, parts, scores, weights, not_applicable)
