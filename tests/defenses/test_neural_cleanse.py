@@ -62,6 +62,7 @@ def test_slices_of_the_class_itself_are_not_looked_at():
     images[targets == 0] = torch.nan
     given = ModelContext(hand_made(patch_reader(3.0)), ImageList(images, targets.tolist()), ("well",))
     (found,) = NeuralCleanse(steps=60).reverse(given)
+    assert found.norm < SHAPE[0] * SHAPE[1], "no patch is found"
     assert bool(torch.isfinite(found.mask).all())
     assert found.success >= 0.99
 

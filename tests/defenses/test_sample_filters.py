@@ -128,12 +128,16 @@ def test_spectre_is_not_led_by_the_poison_it_looks_for():
     assert auroc(scores, bad) > 0.999
 
 
-def test_spectre_whitens_the_clean_slices_whatever_the_poison():
-    features, targets, bad = planted(0.1, apart=20.0, per_class=1000)
+@pytest.mark.parametrize("share", [0, 0.1])
+def test_spectre_whitens_the_clean_slices_whatever_the_poison(share):
+    features, targets, bad = planted(share, apart=20.0, per_class=4000)
     own, clean = features[targets == 0][:, :6] * [1, 2, 3, 4, 5, 6] + 7, ~bad[targets == 0]
     whitened = _robustly_whitened(own, 0.85)
     assert whitened[clean].mean(axis=0) == pytest.approx(np.zeros(6), abs=0.15)
-    assert np.linalg.eigvalsh(np.cov(whitened[clean], rowvar=False)) == pytest.approx(np.ones(6), abs=0.25)
+    variances = np.linalg.eigvalsh(np.cov(whitened[clean], rowvar=False))
+    assert variances == pytest.approx(np.ones(6), abs=0.15)
+    if not share:  # poison is beyond the median, which tells the scale
+        assert variances.mean() == pytest.approx(1, abs=0.05)
 
 
 def test_spectre_scores_by_quantum_entropy():
@@ -168,7 +172,8 @@ def test_scan_untangling_is_repeatable_and_marks_the_smaller_group():
     features, targets, bad = planted(0.2)
     first, second = (ScanUntangling().suspicion(filtering(features, targets)) for _ in range(2))
     assert torch.equal(first, second)
-    assert float(first[torch.from_numpy(bad)].min()) > 10 * float(first[torch.from_numpy(~bad)].median() + 1e-12)
+    own = torch.from_numpy((targets == 0) & ~bad)
+    assert float(first[torch.from_numpy(bad)].median()) > 10 * float(first[own].median())
     assert not first[torch.from_numpy(targets == 1)].any(), "the clean class is suspected"
 
 
