@@ -43,11 +43,13 @@ class ModelDetection(Value):
         name: of the defense.
         cell: whose attacked networks these are, among the clean ones of its chain; empty for those of all cells together.
         auroc: ``n`` counts networks.
+        p_values: of the attacked networks, the most suspicious first: ranks among n clean ones, never below 1 / (n + 1).
     """
 
     name: str
     cell: str = ""
     auroc: Estimate
+    p_values: tuple[float, ...] = ()
 
 
 class Study(Value):

@@ -67,15 +67,13 @@ def test_slices_of_the_class_itself_are_not_looked_at():
     assert found.success >= 0.99
 
 
-def test_the_score_is_the_ratio_and_has_a_calibrated_p_value(backdoored, honest):
+def test_the_score_is_the_ratio(backdoored, honest):
     settings = NeuralCleanse(steps=60)
     bad, good = settings.inspect(context(backdoored)), settings.inspect(context(honest))
     norms = sorted(bad.details["norms"])
     assert bad.score == pytest.approx(norms[1] / norms[0])
     assert bad.by_class[0] == pytest.approx(1 / bad.by_class[1])
     assert bad.by_class[0] / bad.by_class[1] > good.by_class[0] / good.by_class[1]
-    assert NeuralCleanse.p_value(5.0, torch.tensor([1.0, 2.0, 6.0])) == 0.5
-    assert NeuralCleanse.p_value(7.0, torch.tensor([1.0, 2.0, 6.0])) == 0.25
 
 
 def test_of_several_classes_the_second_smallest_norm_counts(monkeypatch, honest):

@@ -111,21 +111,25 @@ def test_inspected_networks_need_eight_of_each_for_a_roc(store):
     cells = [cell(store, f"{k:04d}", inspected(2.0 + k), attack__mask=f"m{k}") for k in range(2)]
     table = block(store, "repair", cells).tables[0]
     assert [[c.text for c in row] for row in table.rows] == [
-        ["neural-cleanse", "clean", "1", "1", "–"],
-        ["neural-cleanse", "ltgm, mask m0", "1", "2", "–"],
-        ["neural-cleanse", "ltgm, mask m1", "1", "3", "–"],
-        ["neural-cleanse", "all attacks", "2", "–", "–"],
+        ["neural-cleanse", "clean", "1", "1", "–", "–"],
+        ["neural-cleanse", "ltgm, mask m0", "1", "2", "–", "–"],
+        ["neural-cleanse", "ltgm, mask m1", "1", "3", "–", "–"],
+        ["neural-cleanse", "all attacks", "2", "–", "–", "–"],
     ]
     assert "there are fewer" in table.notes[0]
     assert table.notes[1] == "Not adaptively evaluated: neural-cleanse."
     told = tuple(
         ModelDetection(
-            name="neural-cleanse", cell=cell, auroc=Estimate(value=value, low=0.3, high=1.0, n=16, patients=0, method="wilson")
+            name="neural-cleanse",
+            cell=cell,
+            p_values=(0.1, 0.3),
+            auroc=Estimate(value=value, low=0.3, high=1.0, n=16, patients=0, method="wilson"),
         )
         for cell, value in (("0001", 0.9), ("", 0.8))
     )
     rows = block(store, "repair", cells, inspections=told).tables[0].rows
     assert [row[-1].text for row in rows] == ["–", "–", "0.900", "0.800"]
+    assert [row[-2].text for row in rows] == ["–", "–", "0.3, 0.1", "–"]
     assert rows[-1][-1].small == "95% interval 0.300 to 1.000"
 
 
@@ -145,7 +149,8 @@ def test_a_clean_network_counts_once_and_equal_scores_are_several_networks(store
     inspected_cell(store, "aaaa", clean, [1.0] * 8)
     inspected_cell(store, "bbbb", clean, [3.0] * 8, attack__mask="other")
     inspected_cell(store, "cccc", [5.0] * 8, [6.0] * 8, network__width=8)
-    found = {item.cell: item.auroc for item in inspections(store, ["aaaa", "bbbb", "cccc"])}
+    told = {item.cell: item for item in inspections(store, ["aaaa", "bbbb", "cccc"])}
+    found = {cell: item.auroc for cell, item in told.items()}
     assert list(found) == ["aaaa", "bbbb", "cccc", ""]
     # Each cell against the clean networks of its own chain: eight of each, six below, one as high, one above.
     assert found["aaaa"].value == pytest.approx((6 + 0.5) / 8)
@@ -154,6 +159,9 @@ def test_a_clean_network_counts_once_and_equal_scores_are_several_networks(store
     low, high = wilson(8, 8)
     assert (found["bbbb"].low, found["bbbb"].high) == (pytest.approx(low), high)
     assert "of 8 seeds" in found[""].note
+    # Of eight clean networks one scores as high as the attacked ones, and one higher.
+    assert told["aaaa"].p_values == (pytest.approx(3 / 9),) * 8
+    assert told["bbbb"].p_values == (pytest.approx(1 / 9),) * 8
 
 
 def test_seven_networks_have_no_roc(store):

@@ -16,7 +16,6 @@ from tomosec.analysis.networks import Classifier
 from tomosec.defenses._layers import copied, finished, logits
 from tomosec.defenses._samples import CHUNK, LabeledImages, gather, insist
 from tomosec.defenses.base import Inspection, Inspector, ModelContext, Need, ScanContext, TrainingContext
-from tomosec.defenses.calibration import rank_p_values
 from tomosec.hounsfield import HU_RANGE, hu_to_mu
 from tomosec.randomness import generator
 
@@ -53,7 +52,7 @@ class NeuralCleanse(Inspector):
 
     The score is the second smallest norm over the smallest. The published index, a distance in median absolute deviations, is
     the same number for any two classes, so it is given for five classes or more, among the details, and never decides. What
-    ratio is high depends on the task: :meth:`p_value` compares with clean networks of the same making.
+    ratio is high depends on the task: a study ranks it among clean networks of the same making.
 
     Attributes:
         steps: of Adam (rate ``learning_rate``, betas 0.5 and 0.9) per class.
@@ -94,11 +93,6 @@ class NeuralCleanse(Inspector):
             details["mad_index"] = index
         by_class = tuple(float(np.median([*norms[:k], *norms[k + 1 :]])) / norms[k] for k in range(len(norms)))
         return Inspection(score=ordered[1] / ordered[0], by_class=by_class, details=details)
-
-    @staticmethod
-    def p_value(score: float, clean_scores: Tensor) -> float:
-        """Chance of a clean network to score at least this high, from the scores (n,) of clean networks."""
-        return float(rank_p_values(torch.tensor([score], dtype=torch.float64), clean_scores)[0])
 
     def reverse(self, context: ModelContext) -> list[ReversedTrigger]:
         """The smallest patch of each class, in the order of the classes."""

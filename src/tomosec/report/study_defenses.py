@@ -155,7 +155,7 @@ def repair(study: Study, records: Sequence[Record]) -> Shown:
 def _inspections(study: Study, attacked: Sequence[Record]) -> tuple[Table, ...]:
     """Scores of clean networks and of each attack's, and how well they tell them apart."""
     rows, names, labels = list[tuple[Cell, ...]](), _names(attacked, ("inspector",)), labels_of(attacked)
-    told = {(item.name, item.cell): item.auroc for item in study.inspections}
+    told = {(item.name, item.cell): item for item in study.inspections}
     for name in names:
         clean, others = inspected(attacked, name)
         groups: list[tuple[str, str | None, list[Inspected]]] = [("clean", None, clean)]
@@ -166,19 +166,22 @@ def _inspections(study: Study, attacked: Sequence[Record]) -> tuple[Table, ...]:
         groups += [("all attacks", "", others)] if len(attacked) > 1 else []
         for label, cell, networks in groups:
             scores = ", ".join(f"{score:.3g}" for score in sorted(item.score for item in networks))
-            auroc = told.get((name, cell)) if cell is not None else None
-            value = Cell(wording.DASH) if auroc is None else estimate_cell("auroc", auroc, Footnotes(), with_n=False)
+            found = told.get((name, cell)) if cell is not None else None
+            auroc, p_values = Cell(wording.DASH), Cell(wording.DASH)
+            if found is not None:
+                auroc = estimate_cell("auroc", found.auroc, Footnotes(), with_n=False)
+                p_values = p_values if cell == "" else Cell(", ".join(f"{p:.2g}" for p in reversed(found.p_values)))
             if networks:
                 shown = Cell(wording.DASH if cell == "" else scores)
-                rows.append((Cell(name), Cell(label), Cell(str(len(networks))), shown, value))
+                rows.append((Cell(name), Cell(label), Cell(str(len(networks))), shown, p_values, auroc))
     if not rows:
         return ()
     note = "Higher is more suspicious. A clean network counts once, however many cells attack it. " + (
-        "The interval takes all networks of a seed for one case."
+        "p: by rank among the clean networks, in the order of the scores. The interval takes all networks of a seed for one case."
         if told
         else "A ROC needs eight clean and eight attacked networks at least; there are fewer."
     )
-    head = ("Inspector", "Networks", "n", "Scores", "AUROC against clean")
+    head = ("Inspector", "Networks", "n", "Scores", "p", "AUROC against clean")
     return (Table("Inspected networks", head, tuple(rows), (note, *_not_adaptive(attacked, names))),)
 
 

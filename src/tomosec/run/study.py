@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
+from tomosec.defenses.calibration import rank_p_values
 from tomosec.experiment import Experiment, Recipe
 from tomosec.metrics.attack import auroc, source_rows
 from tomosec.metrics.statistics import Estimate, average, wilson
@@ -143,7 +145,7 @@ def inspections(store: Store, cells: Sequence[str]) -> tuple[ModelDetection, ...
 
 
 def _told(name: str, cell: str, clean: Sequence[Inspected], attacked: Sequence[Inspected]) -> list[ModelDetection]:
-    """The AUROC, where there are enough networks.
+    """The AUROC and the p-value of every attacked network, where there are enough networks.
 
     Networks of one seed share their noise and initial weights, so the interval is Wilson's for as many cases as there are seeds:
     conservative, for it takes all the networks of a seed for one.
@@ -158,4 +160,6 @@ def _told(name: str, cell: str, clean: Sequence[Inspected], attacked: Sequence[I
     estimate = Estimate(
         value=value, low=min(low, value), high=max(high, value), n=len(scores), patients=0, method="wilson", note=note
     )
-    return [ModelDetection(name=name, cell=cell, auroc=estimate)]
+    ranked = torch.tensor(sorted((item.score for item in attacked), reverse=True), dtype=torch.float64)
+    p_values = rank_p_values(ranked, torch.tensor([item.score for item in clean], dtype=torch.float64))
+    return [ModelDetection(name=name, cell=cell, auroc=estimate, p_values=tuple(p_values.tolist()))]
