@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +25,7 @@ from tomosec.report.build import build_report
 from tomosec.report.defenses import defenses_table
 from tomosec.run import seed as seed_module
 from tomosec.run.chain import Chain, MeasuredSamples
-from tomosec.run.defend import _precision
+from tomosec.run.defended_networks import _least_suspicious, _precision
 from tomosec.run.granted import GrantedImages, UnderAttack, measured_scans, model_context, scan_context, training_context
 from tomosec.run.runner import rescore, run
 from tomosec.threat import ThreatModel
@@ -120,6 +121,13 @@ def test_filters_and_training_defenses_see_the_slices_as_delivered(tmp_path):
     assert found.why_not == ""
     assert 0 <= found.metrics["auroc"].value <= 1
     assert found.details["poisoned"] == found.metrics["precision_at_poisoned"].n
+    # The poisoned and the clean slices that were taken out are 15 % of all.
+    taken = {kind: found.metrics[f"removed_fraction_{kind}"] for kind in ("poisoned", "clean")}
+    total = sum(share.n for share in taken.values())
+    assert sum(share.value * share.n for share in taken.values()) == pytest.approx(round(0.15 * total))
+    assert found.details["kept"] == total - round(0.15 * total)
+    assert found.model == "attacked+spectral-signatures"
+    assert 0 <= found.metrics["der"].value <= 1
     assert record.seeds[0].metric("attacked+abl", "clean", "accuracy") is not None
 
 
@@ -188,6 +196,28 @@ def test_slices_are_delivered_with_their_poison_and_labels_under_names_that_say_
     assert 0 < len(training.poisoned) < len(attack.train)
     names = [key for batch in batches for key in batch.keys]
     assert names == [f"delivered-{i}" for i in everything]
+
+
+def test_without_a_filter_s_finds_the_victim_is_trained_as_it_was(attack):
+    everything = range(len(attack.train))
+    again = attack.train_again(everything)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), attack.attacked.parameters(), strict=True))
+    _, training = training_context(attack)
+    clean = [i for i in everything if i not in training.poisoned]
+    other = attack.train_again(clean)
+    assert not all(torch.equal(a, b) for a, b in zip(other.parameters(), attack.attacked.parameters(), strict=True))
+    keys = [path for path in attack.artifacts.root.glob("model/*/key.json") if json.loads(path.read_text()).get("kept") == clean]
+    (facts,) = (json.loads(path.with_name("facts.json").read_text()) for path in keys)
+    assert (facts["poisoned"], facts["covered"]) == (0, 0)
+
+
+def test_the_least_suspicious_are_kept_whatever_their_order():
+    scores = torch.tensor([0.0, 3.0, 1.0, 2.0, 5.0])
+    assert _least_suspicious(scores, 0.4, seed=0) == [0, 2, 3]
+    assert _least_suspicious(scores, 0.01, seed=0) == [0, 1, 2, 3, 4]
+    drawn = {tuple(_least_suspicious(torch.zeros(6), 0.5, seed)) for seed in range(20)}
+    assert len(drawn) > 5, "equal scores are not taken by their place"
+    assert all(len(kept) == 3 for kept in drawn)
 
 
 def test_a_defense_works_on_a_copy_of_the_network(attack):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from tomosec.analysis.networks import Classifier
@@ -423,9 +424,15 @@ class Repair(Defense):
 
 
 class SampleFilter(Defense):
-    """Says which training slices look poisoned."""
+    """Says which training slices look poisoned; the runner trains the network again without the most suspicious.
+
+    Attributes:
+        removed: fraction of the training slices that are taken out. The published rule is 1.5 times the largest share of poison
+            that is feared (Tran et al., NeurIPS 2018); the default fears a tenth.
+    """
 
     role: ClassVar[Role] = "sample-filter"
+    removed: float = Field(0.15, gt=0, lt=1)
 
     def suspicion(self, context: TrainingContext) -> Tensor:
         """(N,) float64, higher is more suspicious, in the order of ``context.samples``."""

@@ -28,7 +28,7 @@ from tomosec.study import Inspected, Study, inspected
 #: Roles that have an AUROC of triggered against clean scans or images.
 DETECTORS = ("scan-detector", "input-detector", "prediction-wrapper", "sample-filter")
 #: Roles behind which a model reads.
-READERS = ("repair", "scan-purifier", "prediction-wrapper", "training-defense")
+READERS = ("repair", "scan-purifier", "prediction-wrapper", "training-defense", "sample-filter")
 #: The field that curves go over.
 _BUDGET = ("threat.budget.value",)
 #: More curves than this are a tangle; a matrix shows them.

@@ -63,6 +63,8 @@ METRICS = {
     "patient_auroc": "AUROC per patient",
     "der": "DER",
     "precision_at_poisoned": "Poisoned among as many most suspicious",
+    "removed_fraction_poisoned": "Poisoned slices taken out",
+    "removed_fraction_clean": "Clean slices taken out",
     "certified_accuracy": "Certified and right",
     "abstained_fraction": "Not certified",
     "certified_radius": "Mean certified radius (L2, line integrals)",

@@ -109,6 +109,7 @@ class UnderAttack:
     Attributes:
         key: everything that the result of a defense depends on but the defense itself.
         clean_key: identity of the clean network.
+        train_again: makes the victim as it was made, on the training slices at some positions, ascending.
     """
 
     key: Mapping[str, Any]
@@ -122,6 +123,7 @@ class UnderAttack:
     attacked: Classifier
     trigger: Injection
     poison: Poison
+    train_again: Callable[[Sequence[int]], Classifier]
     artifacts: Artifacts
     progress: Progress
 

@@ -21,7 +21,7 @@ from tomosec.run.granted import UnderAttack
 from tomosec.tensorfile import read_tensors, write_tensors
 
 #: Raised when the runner measures the same defense otherwise, so that results that are kept are not taken for new ones.
-EVALUATION = 1
+EVALUATION = 2
 
 _D_co = TypeVar("_D_co", bound=ScanDetection | ScanSetDetection, covariant=True)
 

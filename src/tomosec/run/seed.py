@@ -130,6 +130,7 @@ class SeedRunner:
         if not self._experiment.defenses:
             return
         fields = {name: value for name, value in canonical(self._experiment).items() if name not in UNSEEN_BY_DEFENSES}
+        victim, poison = self._models["attacked"], Poison.of(cast(Attack, self._experiment.attack), trained)
         attack = UnderAttack(
             key={"experiment": fields, "data": self._chain.manifest, "seed": self._seed},
             clean_key=self._models["clean"].key,
@@ -139,9 +140,10 @@ class SeedRunner:
             validation=self._validation,
             test=self._test,
             clean=self._models["clean"].network,
-            attacked=self._models["attacked"].network,
+            attacked=victim.network,
             trigger=at_test,
-            poison=Poison.of(cast(Attack, self._experiment.attack), trained),
+            poison=poison,
+            train_again=lambda kept: self._trainer.again(victim, poison, kept).network,
             artifacts=self._artifacts,
             progress=self._progress,
         )

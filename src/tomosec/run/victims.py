@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from torch import nn
 from tomosec.analysis.networks import Classifier, Network, load_classifier, save_classifier
 from tomosec.analysis.plan import Training
 from tomosec.analysis.training import train
-from tomosec.attacks.poisoning import Poison, VictimTraining, triggered_labels
+from tomosec.attacks.poisoning import Poison, PoisonedBatch, VictimTraining, triggered_labels
 from tomosec.progress import Progress
 from tomosec.randomness import torch_seed
 from tomosec.run.artifacts import Artifact, Artifacts
@@ -43,6 +43,20 @@ class TrainedModel:
     seconds: float
     gradient_passes: int
     made: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Some of the delivered slices, with their noise and poison: a :class:`~tomosec.analysis.training.TrainingSource`."""
+
+    delivered: VictimTraining
+    positions: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def batch(self, indices: Sequence[int], epoch: int) -> PoisonedBatch:
+        return self.delivered.batch([self.positions[i] for i in indices], epoch)
 
 
 class Trainer:
@@ -106,15 +120,41 @@ class Trainer:
         start = clean if threat.access == "training-control" and threat.victim_start == "clean-weights" else None
         return self._get(role, key, plan, poison, start)
 
+    def again(self, victim: TrainedModel, poison: Poison, kept: Sequence[int]) -> TrainedModel:
+        """A victim of poisoned training data, trained again in the same way on some of the slices that were delivered.
+
+        Args:
+            victim: the one that was trained on all of them.
+            poison: of its training.
+            kept: positions of the slices, ascending.
+        """
+        experiment = self._chain.experiment
+        plan = experiment.victim_training or experiment.training
+        return self._get("filtered", {**victim.key, "kept": list(kept)}, plan, poison, None, tuple(kept))
+
     def _get(
-        self, role: str, key: dict[str, Any], plan: Training, poison: Poison | None, start: TrainedModel | None
+        self,
+        role: str,
+        key: dict[str, Any],
+        plan: Training,
+        poison: Poison | None,
+        start: TrainedModel | None,
+        kept: tuple[int, ...] | None = None,
     ) -> TrainedModel:
-        artifact = self._artifacts.get("model", key, lambda folder: self._make(role, folder, plan, poison, start))
+        artifact = self._artifacts.get("model", key, lambda folder: self._make(role, folder, plan, poison, start, kept))
         network, _ = load_classifier(artifact.folder / "model.safetensors", device=self._chain.device)
         network.eval().requires_grad_(False)
         return _trained(network, key, artifact)
 
-    def _make(self, role: str, folder: Path, plan: Training, poison: Poison | None, start: TrainedModel | None) -> dict[str, Any]:
+    def _make(
+        self,
+        role: str,
+        folder: Path,
+        plan: Training,
+        poison: Poison | None,
+        start: TrainedModel | None,
+        kept: tuple[int, ...] | None,
+    ) -> dict[str, Any]:
         chain, experiment = self._chain, self._chain.experiment
         config, seed = cast(Network, experiment.network), self._seed
         if role == "surrogate":
@@ -125,7 +165,7 @@ class Trainer:
         else:
             network.set_input_statistics(*self._input_statistics())
         network.to(chain.device)
-        source = VictimTraining(
+        delivered = VictimTraining(
             self._train,
             device=chain.device,
             poison=poison,
@@ -134,6 +174,7 @@ class Trainer:
             sources=chain.sources,
             seed=self._seed,
         )
+        source = _Kept(delivered, range(len(delivered)) if kept is None else kept)
         patients = len({entry.patient for entry in self._validation.entries})
         if plan.patience is not None and patients < plan.min_validation_patients:
             plan = plan.model_copy(update={"patience": None})
@@ -142,7 +183,7 @@ class Trainer:
             network,
             plan,
             source,
-            objective=source.objective,
+            objective=delivered.objective,
             validate=self._validate(poison) if len(self._validation) else None,
             seed=seed,
             device=chain.device,
@@ -157,8 +198,8 @@ class Trainer:
             "gradient_passes": result.gradient_passes,
             "epochs": result.epochs_run,
             "stopped_early": result.stopped_early,
-            "poisoned": len(source.poisoned),
-            "covered": len(source.covered),
+            "poisoned": len(delivered.poisoned & set(source.positions)),
+            "covered": len(delivered.covered & set(source.positions)),
         }
 
     def _validate(self, poison: Poison | None) -> Callable[[nn.Module], dict[str, float]]:
