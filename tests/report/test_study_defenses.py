@@ -72,6 +72,7 @@ def test_detection_over_budgets_is_a_curve_for_each_detector(store):
         for name, hu, auroc in (("aaaa", 2.0, 0.6), ("bbbb", 10.0, 0.9))
     ]
     found = block(store, "detect", records)
+    assert [row[0].text for row in found.tables[0].rows] == ["ltgm, 2 HU", "ltgm, 10 HU"]
     rays, wedge = found.figures
     assert "rays" in rays.caption
     assert "2 HU 60.0%, 10 HU 90.0%" in str(rays.drawing)
@@ -127,7 +128,8 @@ def test_inspected_networks_need_eight_of_each_for_a_roc(store):
         )
         for cell, value in (("0001", 0.9), ("", 0.8))
     )
-    rows = block(store, "repair", cells, inspections=told).tables[0].rows
+    table = block(store, "repair", cells, inspections=told).tables[0]
+    rows = table.rows
     assert [row[-1].text for row in rows] == ["–", "–", "0.900", "0.800"]
     assert [row[-2].text for row in rows] == ["–", "–", "0.3, 0.1", "–"]
     assert rows[-1][-1].small == "95% interval 0.300 to 1.000"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from markupsafe import Markup
 
@@ -60,9 +61,17 @@ def labels_of(records: Sequence[Record], leave: Sequence[str] = ()) -> list[str]
     out = []
     for record in records:
         fields = flatten(record.experiment) if record.experiment.get("attack") is not None else {}
-        parts = [f"{name.split('.')[-1]} {wording.plain(fields[name])}" for name in names if name in fields]
+        parts = [_part(name, fields) for name in names if name in fields]
         out.append(", ".join([attack_of(record), *parts]))
     return out
+
+
+def _part(name: str, fields: Mapping[str, Any]) -> str:
+    """A field that tells cells apart, in words."""
+    if name == "threat.budget.value":
+        unit = str(fields.get("threat.budget.unit", ""))
+        return f"{wording.plain(fields[name])} {'HU' if unit == 'hu' else unit}".rstrip()
+    return f"{name.split('.')[-1]} {wording.plain(fields[name])}"
 
 
 def _estimates(record: Record, source: Source) -> list[Estimate]:

@@ -154,7 +154,8 @@ def repair(study: Study, records: Sequence[Record]) -> Shown:
 
 def _inspections(study: Study, attacked: Sequence[Record]) -> tuple[Table, ...]:
     """Scores of clean networks and of each attack's, and how well they tell them apart."""
-    rows, names, labels = list[tuple[Cell, ...]](), _names(attacked, ("inspector",)), labels_of(attacked)
+    names, labels = _names(attacked, ("inspector",)), labels_of(attacked)
+    notes, rows = Footnotes(), list[tuple[Cell, ...]]()
     told = {(item.name, item.cell): item for item in study.inspections}
     for name in names:
         clean, others = inspected(attacked, name)
@@ -169,7 +170,7 @@ def _inspections(study: Study, attacked: Sequence[Record]) -> tuple[Table, ...]:
             found = told.get((name, cell)) if cell is not None else None
             auroc, p_values = Cell(wording.DASH), Cell(wording.DASH)
             if found is not None:
-                auroc = estimate_cell("auroc", found.auroc, Footnotes(), with_n=False)
+                auroc = estimate_cell("auroc", found.auroc, notes, with_n=False)
                 p_values = p_values if cell == "" else Cell(", ".join(f"{p:.2g}" for p in reversed(found.p_values)))
             if networks:
                 shown = Cell(wording.DASH if cell == "" else scores)
@@ -182,7 +183,7 @@ def _inspections(study: Study, attacked: Sequence[Record]) -> tuple[Table, ...]:
         else "A ROC needs eight clean and eight attacked networks at least; there are fewer."
     )
     head = ("Inspector", "Networks", "n", "Scores", "p", "AUROC against clean")
-    return (Table("Inspected networks", head, tuple(rows), (note, *_not_adaptive(attacked, names))),)
+    return (Table("Inspected networks", head, tuple(rows), (note, *_not_adaptive(attacked, names), *notes.lines())),)
 
 
 def screen_power(study: Study, records: Sequence[Record]) -> Shown:
