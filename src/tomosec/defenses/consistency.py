@@ -27,10 +27,11 @@ from tomosec.defenses.complementary_rays import ComplementaryRays
 from tomosec.defenses.fourier_wedge import FourierWedge
 from tomosec.defenses.half_scan_disagreement import HalfScanDisagreement
 from tomosec.defenses.helgason_ludwig import HelgasonLudwig
+from tomosec.defenses.maps import spreads_beyond, suspicion_order, telling_map
 from tomosec.defenses.noise_statistics import NoiseStatistics
 from tomosec.defenses.pairwise_consistency import PairwiseConsistency
 from tomosec.defenses.reprojection_residual import ReprojectionResidual
-from tomosec.defenses.residuals import ResidualDetection, ResidualDetector, calibrate_together
+from tomosec.defenses.residuals import ResidualDetection, ResidualDetector, calibrate_together, scored_together
 from tomosec.errors import InputError, NotApplicable
 from tomosec.geometry import Geometry
 
@@ -71,7 +72,8 @@ class Examination:
     Attributes:
         verdicts: of all members together.
         reasons: each member's own.
-        where: (B, views, bins) map of each scan's most suspicious member that has one; None where no member has.
+        where: (B, views, bins) map of each scan's most suspicious member that has one, the finest of those that are equally
+            suspicious; None where no member has.
     """
 
     verdicts: ScanVerdicts
@@ -99,10 +101,9 @@ class ConsistencyDetection(ScanDetection):
 
     def examine(self, scans: Scans) -> Examination:
         """Verdicts, reasons and maps, each residual measured once."""
-        whitened = self._whitened(scans)
-        scores = {name: member.score_of(whitened[name]) for name, member in self.members.items()}
+        scores, whitened = scored_together(self.members, scans)
         reasons = {name: ScanVerdicts(s, self.members[name].calibration.p_values(s)) for name, s in scores.items()}
-        return Examination(self._verdicts(scores), reasons, self._where(whitened, scores))
+        return Examination(self._verdicts(scores), reasons, self._where(whitened, reasons))
 
     def reasons(self, scans: Scans) -> dict[str, ScanVerdicts]:
         """Each member's own verdicts."""
@@ -110,42 +111,28 @@ class ConsistencyDetection(ScanDetection):
 
     def judge(self, scans: Scans) -> ScanVerdicts:
         """The members' scores, combined."""
-        whitened = self._whitened(scans)
-        return self._verdicts({name: member.score_of(whitened[name]) for name, member in self.members.items()})
+        return self._verdicts(scored_together(self.members, scans)[0])
 
     def where(self, scans: Scans) -> Tensor | None:
         """(B, views, bins) map of each scan's most suspicious member that has one; None where no member has."""
         return self.examine(scans).where
 
-    def _whitened(self, scans: Scans) -> dict[str, Tensor]:
-        """By member; variants of one detector share theirs."""
-        found: dict[str, Tensor] = {}
-        out = {}
-        for name, member in self.members.items():
-            key = member.detector.residual_key
-            if key not in found:
-                found[key] = member.whitened(scans)
-            out[name] = found[key]
-        return out
-
     def _verdicts(self, scores: Mapping[str, Tensor]) -> ScanVerdicts:
         return ScanVerdicts(*combine(torch.stack(list(scores.values()), dim=1), self._table))
 
-    def _where(self, whitened: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> Tensor | None:
-        maps, suspicion = [], []
-        for name, member in self.members.items():
-            found = member.map_of(whitened[name])
-            if found is None:
-                continue
-            clean = member.calibration.scores
-            # Scores of different members compare in units of their clean spread.
-            center = clean.median()
-            maps.append(found)
-            suspicion.append((scores[name] - center) / (clean - center).abs().median().clamp_min(1e-300))
+    def _where(self, whitened: Mapping[str, Tensor], reasons: Mapping[str, ScanVerdicts]) -> Tensor | None:
+        maps = {name: found for name, member in self.members.items() if (found := member.map_of(whitened[name])) is not None}
         if not maps:
             return None
-        best = torch.stack(suspicion).argmax(0)
-        return torch.stack([maps[int(index)][row] for row, index in enumerate(best)]) if len(best) else maps[0]
+        chosen = []
+        for row in range(len(next(iter(maps.values())))):
+            p_values = {n: None if r.p_value is None else float(r.p_value[row]) for n, r in reasons.items()}
+            clean = {name: self.members[name].calibration.scores for name in reasons}
+            order = suspicion_order(p_values, {n: spreads_beyond(float(r.score[row]), clean[n]) for n, r in reasons.items()})
+            told = telling_map(order, p_values, {name: found[row] for name, found in maps.items()}.get)
+            assert told is not None
+            chosen.append(maps[told.detector][row])
+        return torch.stack(chosen) if chosen else next(iter(maps.values()))
 
     def tensors(self) -> dict[str, Tensor]:
         """The members' tensors under their names; what members share is kept once."""

@@ -143,6 +143,26 @@ class ResidualDetector(ScanDetector):
         return ResidualDetection(self, geometry, self.residual(geometry), spread, held_out)
 
 
+def scored_together(detections: Mapping[str, ScanDetection], scans: Scans) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Judge scans by several detectors; a residual that several look at is measured once.
+
+    Returns:
+        (B,) float64 scores by name; and the whitened residuals (B, ...) of the detectors that look at one, by name.
+    """
+    measured: dict[str, Tensor] = {}
+    scores, whitened = {}, {}
+    for name, detection in detections.items():
+        if not isinstance(detection, ResidualDetection):
+            scores[name] = detection.judge(scans).score.double().cpu()
+            continue
+        key = detection.detector.residual_key
+        if key not in measured:
+            measured[key] = detection.whitened(scans)
+        whitened[name] = measured[key]
+        scores[name] = detection.score_of(whitened[name])
+    return scores, whitened
+
+
 def fit_spreads(residuals: Sequence[Residual], context: ScanContext, parts: Halves, who: str) -> list[Spread]:
     """The spreads of residuals over the first half of the clean scans, which are read once."""
     fits = [SpreadFit(exact=residual.exact_noise, usual=residual.usual_variance) for residual in residuals]

@@ -4,8 +4,9 @@
 is run. ``tomosec screen`` is the same for files and folders.
 """
 
+from tomosec.defenses.maps import InconsistencyMap
 from tomosec.screening.calibration import calibrate
 from tomosec.screening.profile import Profile
-from tomosec.screening.results import InconsistencyMap, Reading, ScreenResult, Tally, Verdict
+from tomosec.screening.results import Reading, ScreenResult, Tally, Verdict
 
 __all__ = ["InconsistencyMap", "Profile", "Reading", "ScreenResult", "Tally", "Verdict", "calibrate"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tomosec import __version__
 from tomosec.defenses.calibration import MIN_HELD_OUT
+from tomosec.defenses.maps import InconsistencyMap
 from tomosec.files import write_text
 from tomosec.geometry import FanBeam, ParallelBeam
 from tomosec.report import rasters, wording
@@ -16,7 +17,7 @@ from tomosec.report.examples import Plane
 from tomosec.report.page import render
 from tomosec.report.tables import Cell, Table, facts
 from tomosec.screening.profile import Profile
-from tomosec.screening.results import InconsistencyMap, ScreenResult, Tally, meaning, signed_number
+from tomosec.screening.results import ScreenResult, Tally, meaning, signed_number
 
 #: Maps of scans that are not flagged, for comparison.
 OTHERS = 3

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from tomosec.component import components
 from tomosec.defenses.base import ScanContext, ScanDetection, ScanDetector, Scans
-from tomosec.defenses.calibration import HeldOut, clean_scans, halves
+from tomosec.defenses.calibration import clean_scans, halves, rank_p_values
 from tomosec.defenses.combination import combine
 from tomosec.defenses.consistency import MEMBERS
-from tomosec.defenses.residuals import ResidualDetection, ResidualDetector, calibrate_together
+from tomosec.defenses.maps import InconsistencyMap, spreads_beyond, suspicion_order, telling_map
+from tomosec.defenses.residuals import ResidualDetection, ResidualDetector, calibrate_together, scored_together
 from tomosec.errors import InputError, NotApplicable, nearest
 from tomosec.geometry import FanBeam, ParallelBeam
-from tomosec.screening.results import InconsistencyMap
 
 #: Stands for all detectors of the package.
 ALL = "consistency"
@@ -68,9 +68,8 @@ class Judgment:
         p_values: of each, None as above.
         beyond: of each, how far its score is above the median of the clean ones, in their median absolute deviations.
         order: names, the most suspicious first.
-        map_of: whose map ``where`` is: of the detectors that are as suspicious as the first that has one, the one that says where
-            most finely; empty where none has.
-        where: (views, bins) float32, in clean standard deviations; None where no detector has one.
+        where: of the detectors that are as suspicious as the first that has a map, the one that says where most finely; None
+            where no detector has one.
     """
 
     score: float
@@ -79,8 +78,7 @@ class Judgment:
     p_values: dict[str, float | None]
     beyond: dict[str, float]
     order: tuple[str, ...]
-    map_of: str
-    where: Tensor | None
+    where: InconsistencyMap | None
 
 
 class Panel:
@@ -90,7 +88,6 @@ class Panel:
         components: the detectors by name.
         parts: their detections, in the same order.
         scores: (n, K) of held-out clean scans of n patients, one of each, by the K parts.
-        weights: (n,) ones.
         not_applicable: reasons by name.
     """
 
@@ -99,17 +96,15 @@ class Panel:
         detectors: Mapping[str, ScanDetector],
         parts: Mapping[str, ScanDetection],
         scores: Tensor,
-        weights: Tensor,
         not_applicable: Mapping[str, str],
     ) -> None:
         self.components, self.parts = dict(detectors), dict(parts)
-        self.scores, self.weights = scores, weights
-        self.not_applicable = dict(not_applicable)
+        self.scores, self.not_applicable = scores, dict(not_applicable)
 
     @property
     def held_out(self) -> int:
         """Patients behind the p-values."""
-        return HeldOut(self.scores[:, 0], self.weights).patients
+        return len(self.scores)
 
     @classmethod
     @torch.no_grad()
@@ -153,60 +148,34 @@ class Panel:
                 context.progress.advance(len(scans.keys))
             columns |= {name: torch.cat(row) for name, row in rows.items()}
         table = torch.stack([columns[name] for name in parts], dim=1)[list(split.one_each)]
-        return cls({name: chosen[name] for name in parts}, parts, table, split.weights.new_ones(len(table)), skipped)
+        return cls({name: chosen[name] for name in parts}, parts, table, skipped)
 
     @torch.no_grad()
     def judge(self, scans: Scans, *, want_map: bool = True) -> Judgment:
         """Judge one scan; a residual that several detectors share is measured once."""
-        whitened: dict[str, Tensor] = {}
-        scores: dict[str, float] = {}
-        for name, part in self.parts.items():
-            if isinstance(part, ResidualDetection):
-                key = part.detector.residual_key
-                if key not in whitened:
-                    whitened[key] = part.whitened(scans)
-                scores[name] = float(part.score_of(whitened[key])[0])
-            else:
-                scores[name] = float(part.judge(scans).score[0])
+        found, whitened = scored_together(self.parts, scans)
+        scores = {name: float(score[0]) for name, score in found.items()}
         row = torch.tensor([list(scores.values())], dtype=torch.float64)
         score, p_value = combine(row, self.scores)
         p_values: dict[str, float | None] = {}
         beyond: dict[str, float] = {}
         for place, (name, column) in enumerate(zip(self.parts, self.scores.T, strict=True)):
-            own = HeldOut(column, self.weights).p_values(row[:, place])
-            p_values[name] = None if own is None else float(own[0])
-            middle = column.median()
-            beyond[name] = float((scores[name] - middle) / (column - middle).abs().median().clamp_min(1e-300))
-        order = tuple(sorted(scores, key=lambda name: (p_values[name] or 0.0, -beyond[name])))
-        map_of, where = self._where(scans, order, p_values, whitened) if want_map else ("", None)
-        return Judgment(
-            float(score[0]), None if p_value is None else float(p_value[0]), scores, p_values, beyond, order, map_of, where
-        )
+            p_values[name] = None if p_value is None else float(rank_p_values(row[:, place], column)[0])
+            beyond[name] = spreads_beyond(scores[name], column)
+        order = suspicion_order(p_values, beyond)
 
-    def _where(
-        self, scans: Scans, order: Sequence[str], p_values: Mapping[str, float | None], whitened: Mapping[str, Tensor]
-    ) -> tuple[str, Tensor | None]:
-        """Whose map says best where: of those that say most and equally much, the finest at its peak, then the highest."""
-        best, found, rank = "", None, (0, 0.0)
-        for name in order:
-            if found is not None and (p_values[name] is None or p_values[name] != p_values[best]):
-                break
+        def map_of(name: str) -> Tensor | None:
             part = self.parts[name]
-            shared = part if isinstance(part, ResidualDetection) else None
-            own = part.where(scans) if shared is None else shared.map_of(whitened[shared.detector.residual_key])
-            if own is None:
-                continue
-            values = own[0].float().cpu()
-            candidate = InconsistencyMap(name, values.numpy())
-            own_rank = (-candidate.rays, abs(candidate.height))
-            if found is None or own_rank > rank:
-                best, found, rank = name, values, own_rank
-        return best, found
+            own = part.map_of(whitened[name]) if isinstance(part, ResidualDetection) else part.where(scans)
+            return None if own is None else own[0]
+
+        where = telling_map(order, p_values, map_of) if want_map else None
+        return Judgment(float(score[0]), None if p_value is None else float(p_value[0]), scores, p_values, beyond, order, where)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a profile keeps: each detector's own under its name, and the scores of the held-out clean scans."""
         own = {f"{name}/{key}": value for name, part in self.parts.items() for key, value in part.tensors().items()}
-        return own | {"held-out/scores": self.scores, "held-out/weights": self.weights}
+        return own | {"held-out/scores": self.scores}
 
     @classmethod
     def restored(
@@ -227,14 +196,10 @@ class Panel:
             if name in own:
                 own[name][rest] = value
         try:
-            scores, weights = tensors["held-out/scores"], tensors["held-out/weights"]
+            scores = tensors["held-out/scores"]
             parts = {name: detector.restore(own[name], geometry) for name, detector in detectors.items()}
         except KeyError as error:
             raise InputError(f"the tensor {error} is missing") from error
-        if scores.shape != (len(weights), len(detectors)) or not len(weights):
-            raise InputError(
-                f"held-out scores of shape {tuple(scores.shape)} for {len(weights)} scans, {len(detectors)} detectors"
-            )
-        if bool((weights != 1).any()):
-            raise InputError("held-out scores are of several scans of a patient, and one of each is needed: calibrate again")
-        return cls(detectors, parts, scores, weights, not_applicable)
+        if scores.ndim != 2 or not len(scores) or scores.shape[1] != len(detectors):
+            raise InputError(f"held-out scores of shape {tuple(scores.shape)} for {len(detectors)} detectors")
+        return cls(detectors, parts, scores, not_applicable)

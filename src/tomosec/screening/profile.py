@@ -26,7 +26,7 @@ from tomosec.files import new_folder, write_text
 from tomosec.geometry import FanBeam, ParallelBeam
 from tomosec.screening.measured import Noise, as_scans, digest_of, patient_of, photons_of
 from tomosec.screening.panel import Judgment, Panel
-from tomosec.screening.results import InconsistencyMap, Reading, ScreenResult, Verdict, reason_of
+from tomosec.screening.results import Reading, ScreenResult, Verdict, reason_of
 from tomosec.tensorfile import UnreadableFileError, read_tensors, write_tensors
 
 #: Of the folder's files; raised when an older tomosec could not read them.
@@ -140,20 +140,17 @@ class Profile:
             return ScreenResult(scan.key, patient_of(scan), "no verdict", math.nan, None, reason)
         found = self.panel.judge(as_scans([scan], self.noise, self.device), want_map=want_map)
         readings = tuple(Reading(n, found.scores[n], found.p_values[n], found.beyond[n]) for n in found.order)
-        where = None if found.where is None else InconsistencyMap(found.map_of, found.where.numpy())
-        verdict, reason = self._verdict(found, alpha, readings, where)
-        return ScreenResult(scan.key, patient_of(scan), verdict, found.score, found.p_value, reason, readings, where)
+        verdict, reason = self._verdict(found, alpha, readings)
+        return ScreenResult(scan.key, patient_of(scan), verdict, found.score, found.p_value, reason, readings, found.where)
 
-    def _verdict(
-        self, found: Judgment, alpha: float, readings: tuple[Reading, ...], where: InconsistencyMap | None
-    ) -> tuple[Verdict, str]:
+    def _verdict(self, found: Judgment, alpha: float, readings: tuple[Reading, ...]) -> tuple[Verdict, str]:
         if found.p_value is None:
             return "no verdict", (
                 f"{self.held_out} held-out patients, {MIN_HELD_OUT} are needed; {readings[0].detector} says most, score "
                 f"{readings[0].score:.3g}, {readings[0].beyond:.1f} clean spreads above the median"
             )
         verdict: Verdict = "suspicious" if found.p_value <= alpha * (1 + 1e-12) else "clean"
-        return verdict, reason_of(readings, where, verdict)
+        return verdict, reason_of(readings, found.where, verdict)
 
     def _unfit(self, scan: Measurement) -> str:
         """Why a scan cannot be compared with the clean ones; empty where it can."""

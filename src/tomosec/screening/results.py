@@ -7,11 +7,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import betabinom
 
 from tomosec.component import components
+from tomosec.defenses.maps import TOP, InconsistencyMap
 
 Verdict = Literal["clean", "suspicious", "no verdict"]
 
@@ -26,12 +25,11 @@ _MEANING = {
     "noise-statistics": "the noise is stronger, weaker or more alike between neighbors than in clean scans",
     "half-scan-disagreement": "even and odd views give different images",
 }
-_TOP = "-top"
 
 
 def meaning(detector: str) -> str:
     """Say in words what it means that a detector stands out."""
-    base = detector.removesuffix(_TOP)
+    base = detector.removesuffix(TOP)
     if base in _MEANING:
         return _MEANING[base] + (", most of all in few places" if detector != base else "")
     cls = components("defense").get(base)
@@ -53,70 +51,6 @@ class Reading:
     score: float
     p_value: float | None
     beyond: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class InconsistencyMap:
-    """Where a scan is inconsistent.
-
-    Attributes:
-        detector: whose map it is.
-        values: (views, bins) float32, in standard deviations of clean scans.
-    """
-
-    detector: str
-    values: NDArray[np.float32]
-
-    @property
-    def peak(self) -> tuple[int, int]:
-        """View and bin, counted from 0, of the value that is farthest from 0; the first of several."""
-        view, bin_ = np.unravel_index(int(np.abs(self.values).argmax()), self.values.shape)
-        return int(view), int(bin_)
-
-    @property
-    def height(self) -> float:
-        """The value at the peak."""
-        return float(self.values[self.peak])
-
-    @property
-    def views(self) -> tuple[int, int]:
-        """First and last view around the peak of the same value: what the map does not tell apart."""
-        view, bin_ = self.peak
-        return _alike(self.values[:, bin_], view)
-
-    @property
-    def bins(self) -> tuple[int, int]:
-        """First and last bin around the peak of the same value; all of them where a detector sees whole views."""
-        view, bin_ = self.peak
-        return _alike(self.values[view], bin_)
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether a change shows at either of two rays, because both are on one line: the map does not say which."""
-        return self.detector.removesuffix(_TOP) == "complementary-rays"
-
-    @property
-    def rays(self) -> int:
-        """How many rays share the place that the peak is at."""
-        (first, last), (left, right) = self.views, self.bins
-        return (last - first + 1) * (right - left + 1) * (2 if self.mirrored else 1)
-
-    @property
-    def place(self) -> str:
-        """Where the peak is, in words, no finer than the map can say."""
-        whole = self.bins == (0, self.values.shape[1] - 1)
-        return _span("view", self.views) + ("" if whole else f", {_span('bin', self.bins)}")
-
-
-def _alike(values: NDArray[np.float32], place: int) -> tuple[int, int]:
-    """First and last of the equal values around a place."""
-    other = np.flatnonzero(values != values[place])
-    before, after = other[other < place], other[other > place]
-    return (int(before[-1]) + 1 if len(before) else 0), (int(after[0]) - 1 if len(after) else len(values) - 1)
-
-
-def _span(what: str, ends: tuple[int, int]) -> str:
-    return f"{what} {ends[0]}" if ends[0] == ends[1] else f"{what}s {ends[0]} to {ends[1]}"
 
 
 def signed_number(value: float) -> str:
