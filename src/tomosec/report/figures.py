@@ -7,6 +7,7 @@ the same record (date, random ids) is fixed or removed.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,7 +137,9 @@ def line_plot(
         ticks: names of the places, in their order, where x is no number but a rank.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.4, 3.7), layout="constrained")
+        columns = 1 if max(len(line.label) for line in lines) > 32 else 2
+        # The legend takes its room from the figure, and not from the axes.
+        figure = Figure(figsize=(5.4, 3.0 + 0.18 * math.ceil(len(lines) / columns)), layout="constrained")
         axes = figure.add_subplot()
         places = sorted({x for line in lines for x in line.points})
         logarithmic = ticks is None and len(places) > 1 and places[0] > 0 and places[-1] / places[0] >= 8
@@ -144,11 +147,9 @@ def line_plot(
             axes.set_xscale("log")
         groups = 1 + max(line.group for line in lines)
         for line in lines:
-            color, style, marker = (
-                SERIES[line.group % len(SERIES)],
-                DASHES[line.group % len(DASHES)],
-                MARKERS[line.group % len(MARKERS)],
-            )
+            # Where the colors begin again, dashes and markers go on by one, so that no two groups look the same.
+            shape = line.group + line.group // len(SERIES)
+            color, style, marker = SERIES[line.group % len(SERIES)], DASHES[shape % len(DASHES)], MARKERS[shape % len(MARKERS)]
             xs = sorted(line.points)
             means = [sum(p.value for p in line.points[x]) / len(line.points[x]) for x in xs]
             if line.reference:
@@ -183,7 +184,7 @@ def line_plot(
         axes.legend(
             loc="upper left",
             bbox_to_anchor=(-0.1, -0.17),
-            ncols=1 if max(len(line.label) for line in lines) > 32 else 2,
+            ncols=columns,
             fontsize=9,
         )
         return svg(figure, alt, name)
