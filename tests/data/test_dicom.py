@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
-from tomosec.data.dicom import read_header, read_slice, scan
+from tomosec.data.dicom import find_files, read_header, read_slice, scan
 from tomosec.data.dicom_folder import DicomFolder
 from tomosec.data.guess import guess_dataset
 from tomosec.errors import InputError
@@ -329,6 +330,16 @@ def test_scanning_is_fast_enough(tmp_path: Path) -> None:
     assert not findings
     assert first / 300 < 0.02
     assert again < first
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes with a name")
+def test_a_pipe_among_the_slices_is_not_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "well" / "p1"
+    write_ct(folder / "IM1.dcm", chest())
+    for name in ("IM0", "IM2.dcm"):
+        os.mkfifo(folder / name)
+    (folder / "IM3.dcm").symlink_to(folder / "gone.dcm")  # whoever opens it says that it is not there
+    assert [path.name for path in find_files(tmp_path)] == ["IM1.dcm", "IM3.dcm"]
 
 
 def test_real_slices(covid_sample: Path, tmp_path: Path) -> None:

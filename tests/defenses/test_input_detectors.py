@@ -202,6 +202,14 @@ def test_ibd_psc_amplifies_the_last_layers_and_one_more_for_each_copy():
         assert detection.score(clean).tolist() == pytest.approx([expected] * 4, rel=1e-5)
 
 
+def test_ibd_psc_takes_an_error_of_exactly_the_threshold_as_within_it():
+    """Three of ten slices are read wrong, amplified or not, and 1 - 0.7 is above 0.3 by rounding."""
+    clean, targets = flat(*[0.1] * 10), [0] * 7 + [1] * 3
+    with pytest.raises(NotApplicable, match=r"stays within 0\.30"):
+        ParameterScalingConsistency().fit(given(batch_norm_network(0.6, 10.0), clean, targets))
+    ParameterScalingConsistency().fit(given(batch_norm_network(0.6, 10.0), clean, [0] * 6 + [1] * 4))
+
+
 def test_ibd_psc_does_not_apply_without_batch_norm_or_without_errors(backdoored):
     with pytest.raises(NotApplicable, match="needs BatchNorm"):
         ParameterScalingConsistency().fit(context(backdoored))

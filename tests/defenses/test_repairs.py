@@ -390,3 +390,13 @@ def test_convolutions_are_needed_where_they_are_looked_at():
     network = hand_made(nn.Sequential(nn.Flatten(), nn.Linear(SHAPE[0] * SHAPE[1], 2)))
     for kind in ("fine-pruning", "nad", "anp", "grad-cam"):
         assert "the network has none" in parse_component("defense", kind).why_not(context(network))
+
+
+def test_an_embedding_of_patches_is_not_pruned():
+    from tomosec.analysis.architectures import ViT
+
+    network = ViT(patch=8, width=8, heads=1, depth=1).build(classes=2, shape=SHAPE, seed=0)
+    network.set_input_statistics(0.01, 0.005)
+    assert "after the embedding of patches" in FinePruning().why_not(context(network))
+    for layers in ([nn.Conv2d(1, 4, 8, 8), nn.Conv2d(4, 4, 1)], [nn.Conv2d(1, 4, 8, 4)], [nn.Conv2d(1, 4, 1)]):
+        assert FinePruning().why_not(context(hand_made(nn.Sequential(*layers)))) == ""

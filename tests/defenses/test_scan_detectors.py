@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from slice_scans import NoisierScans, SliceScans
 
+from tomosec.consistency.spread import Spread
 from tomosec.defenses.air_rays import AirRays
 from tomosec.defenses.complementary_rays import ComplementaryRays
 from tomosec.defenses.consistency import Consistency
@@ -189,6 +190,16 @@ def test_without_a_noise_model_the_clean_spread_alone_is_used(scans, triggers, d
     assert torch.equal(detection.judge(scans).score, detection.judge(blind).score)
     with pytest.raises(InputError, match="no noise model"):
         detector.calibrate(phantom_context(SCAN, 10)).judge(blind)
+
+
+def test_the_largest_air_sums_are_counted_as_those_of_other_detectors():
+    """Of one view with three air rays there are five sums: Z of 1, 2 and 3 by bin, and 6 / √3 by view and of all."""
+    nothing = torch.zeros(1, 3, dtype=torch.float64)
+    air = Spread(nothing, nothing, gain=0.0, floor=1.0, has_model=False)
+    z = torch.tensor([[[1.0, 2.0, 3.0]]], dtype=torch.float64)
+    for fraction, squares in ((0.2, [12]), (0.25, [12, 12]), (0.41, [12, 12, 9]), (1, [12, 12, 9, 4, 1])):
+        score = AirRays(statistic="top", top_fraction=fraction, margin=0).statistic_of(z, air)
+        assert score.tolist() == pytest.approx([np.mean(squares)])
 
 
 def test_patients_in_every_ray_leave_no_air():

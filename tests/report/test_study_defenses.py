@@ -247,7 +247,10 @@ def test_exported_markdown_escapes_the_names_of_files(store, tmp_path):
 
 def test_sets_of_scans_are_drawn_over_the_budget(store):
     def judged(share):
-        metrics = {f"{rate}_at_5_of_{n}": value for n in (10, 30) for rate, value in (("tpr", share), ("fpr", 0.0))}
+        def of_sets(value, n):
+            return made.share(value).model_copy(update={"note": f"4 sets of {n} scans"})
+
+        metrics = {f"{rate}_at_5_of_{n}": of_sets(value, n) for n in (10, 30) for rate, value in (("tpr", share), ("fpr", 0.0))}
         return [defense("cross-scan-residual", "scan-set-detector", **metrics)]
 
     cells = [
@@ -260,4 +263,5 @@ def test_sets_of_scans_are_drawn_over_the_budget(store):
         "30 scans: flagged",
         "30 clean scans: flagged",
     )
+    assert "Judged for each rate and seed: 4 sets of 10 scans; 4 sets of 30 scans." in found.tables[0].notes
     assert "ltgm, 10 scans: 2 HU 10.0%, 10 HU 100%" in str(found.figures[0].drawing)

@@ -14,8 +14,10 @@ from torch import nn
 
 from tomosec.attacks.base import Attack
 from tomosec.attacks.poisoning import Poison, VictimTraining
+from tomosec.defenses.base import ScanSetDetection, SetVerdict
 from tomosec.defenses.calibration import halves
 from tomosec.defenses.complementary_rays import ComplementaryRays
+from tomosec.defenses.cross_scan_residual import CrossScanResidual
 from tomosec.defenses.fine_tuning import FineTuning
 from tomosec.defenses.strip import Strip
 from tomosec.experiment import Experiment, parse_experiment
@@ -23,6 +25,7 @@ from tomosec.pipeline import Injection
 from tomosec.record import Store
 from tomosec.report.build import build_report
 from tomosec.report.defenses import defenses_table
+from tomosec.run import defended_scans
 from tomosec.run import seed as seed_module
 from tomosec.run.chain import Chain, MeasuredSamples
 from tomosec.run.defended_networks import _least_suspicious, _precision
@@ -259,6 +262,45 @@ def test_ties_among_the_most_suspicious_do_not_depend_on_the_order():
     assert _precision(scores.flip(0), poisoned.flip(0)) == _precision(scores, poisoned)
     assert _precision(torch.zeros(6), poisoned) == pytest.approx(0.5)
     assert _precision(-scores, poisoned) == pytest.approx(1 / 3 * (0 + 2 * 0.5))
+
+
+class OneOfEach(ScanSetDetection):
+    """Judges one scan of each patient."""
+
+    def judge(self, scans):
+        return SetVerdict(score=0.0, p_value=0.01, scans=len(set(scans.patients)))
+
+    def tensors(self):
+        return {}
+
+
+def test_rates_of_sets_count_the_scans_that_were_judged(defended, monkeypatch):
+    """Two test patients are of the attacked class, so a set of four scans is of two patients."""
+    _, store = defended
+    monkeypatch.setattr(CrossScanResidual, "calibrate", lambda self, context: OneOfEach())
+    monkeypatch.setattr(CrossScanResidual, "restore", lambda self, tensors, geometry: OneOfEach())
+    monkeypatch.setattr(defended_scans, "SET_SIZES", (2, 4))
+    record = run(experiment(["cross-scan-residual"], threat={"budget": {"value": 25.0}}), out=store.root)
+    found = result(record, "cross-scan-residual")
+    fewer = "1 set of 4 scans, of which 2 were judged, one of each patient"
+    for size, sets, note in ((2, 3, "3 sets of 2 scans"), (4, 1, fewer)):
+        for metric in (f"tpr_at_5_of_{size}", f"fpr_at_5_of_{size}"):
+            rate = found.metrics[metric]
+            assert (rate.value, rate.n, rate.patients, rate.note) == (1.0, 2 * sets, 2, note)
+    assert [item["judged"] for item in found.details["sets"]] == [2] * 8
+
+
+@pytest.mark.parametrize(
+    ("judged", "expected"),
+    [
+        ([10], "1 set of 10 scans"),
+        ([10, 10], "2 sets of 10 scans"),
+        ([10, 7], "2 sets of 10 scans, of which 7 to 10 were judged, one of each patient"),
+        ([6, 6], "2 sets of 10 scans, of which 6 were judged, one of each patient"),
+    ],
+)
+def test_sets_of_fewer_patients_are_called_that(judged, expected):
+    assert defended_scans._of_sets(judged, 10) == expected
 
 
 def test_measured_data_do_not_know_of_a_trigger_in_the_image(defended):

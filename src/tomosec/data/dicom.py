@@ -253,12 +253,16 @@ def stored_pixels(path: Path, data: Any, shape: tuple[int, int]) -> NDArray[np.g
 
 
 def find_files(folder: Path) -> Iterator[Path]:
-    """Yield the files below ``folder`` that may be DICOM by name, in alphabetical order; hidden files are left out."""
+    """Yield the files below ``folder`` that may be DICOM by name, in alphabetical order; hidden files are left out.
+
+    So is what is no regular file: a named pipe would be waited for. A link to nowhere stays, for whoever opens it to name.
+    """
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(place, name)
-            if path.suffix.lower() in SUFFIXES and not name.startswith(".") and name.upper() != "DICOMDIR":
+            named = path.suffix.lower() in SUFFIXES and not name.startswith(".") and name.upper() != "DICOMDIR"
+            if named and (path.is_file() or not path.exists()):
                 yield path
 
 

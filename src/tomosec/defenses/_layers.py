@@ -132,6 +132,12 @@ def has_feature_maps(network: Classifier) -> bool:
     return any(isinstance(module, nn.Conv2d) for module in network.body.modules())
 
 
+def only_embeds_patches(network: Classifier) -> bool:
+    """Whether the one convolution turns patches that do not overlap into tokens, as in a vision transformer."""
+    found = [module for module in network.body.modules() if isinstance(module, nn.Conv2d)]
+    return len(found) == 1 and found[0].stride == found[0].kernel_size and found[0].kernel_size != (1, 1)
+
+
 def head(network: Classifier, features: Tensor) -> Tensor:
     """Logits of what :meth:`Classifier.representation` gives, for a network with a linear layer."""
     return cast(nn.Linear, last_linear(network))(features)  # type: ignore[no-any-return]

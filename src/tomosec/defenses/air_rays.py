@@ -52,10 +52,7 @@ class AirRays(ResidualDetector):
 
     def statistic_of(self, z: Tensor, spread: Spread) -> Tensor:
         """Mean of Z² over views, bins and the whole."""
-        squares = air_sums(z, self.air(spread)).square()
-        if self.statistic == "top":
-            return squares.topk(max(1, round(self.top_fraction * squares.shape[1])), dim=1).values.mean(1)
-        return squares.mean(1)
+        return self.mean_of(air_sums(z, self.air(spread)).square())
 
     def map_of(self, residual: Residual, z: Tensor, spread: Spread) -> Tensor:
         """The air rays' z; 0 elsewhere."""

@@ -427,8 +427,8 @@ class SampleFilter(Defense):
     """Says which training slices look poisoned; the runner trains the network again without the most suspicious.
 
     Attributes:
-        removed: fraction of the training slices that are taken out. The published rule is 1.5 times the largest share of poison
-            that is feared (Tran et al., NeurIPS 2018); the default fears a tenth.
+        removed: fraction of all training slices that are taken out, whatever their class. 1.5 times the largest share of poison
+            that is feared, as published (Tran et al., NeurIPS 2018, of each class); the default fears a tenth.
     """
 
     role: ClassVar[Role] = "sample-filter"

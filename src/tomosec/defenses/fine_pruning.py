@@ -21,6 +21,7 @@ from tomosec.defenses._layers import (
     logits,
     mean_activation,
     neuron_layers,
+    only_embeds_patches,
     scaled,
 )
 from tomosec.defenses._samples import LabeledImages, gather, insist
@@ -33,7 +34,8 @@ class FinePruning(FineTuningRepair):
     Channels go one step at a time, those with the lowest mean activation first, for as long as the accuracy on the clean slices
     stays within the tolerance. A pruned channel gives 0 and stays pruned while the rest is fine-tuned. Activation is that after a
     ReLU, before whatever a residual connection adds; its size, where the classifier reads the layer without a ReLU. Ranking and
-    accuracy use the same clean slices, as in the paper.
+    accuracy use the same clean slices, as in the paper. The last convolution of a DenseNet makes few of the channels that its
+    head reads, and one that only embeds patches has no channels that could sleep: there it does not apply.
 
     Attributes:
         tolerance: accuracy on the clean slices that may be lost by pruning.
@@ -53,7 +55,12 @@ class FinePruning(FineTuningRepair):
         """It needs a convolution, and clean slices of every class."""
         if not isinstance(context, ModelContext):
             return ""
-        return super().why_not(context) if has_feature_maps(context.network) else "needs a convolution, and the network has none"
+        if not has_feature_maps(context.network):
+            return "needs a convolution, and the network has none"
+        if only_embeds_patches(context.network):
+            # Its channels are a code of the patch, read together by what follows; none of them sleeps.
+            return "needs a convolution after the embedding of patches, and the network has none"
+        return super().why_not(context)
 
     def repair(self, context: ModelContext) -> Classifier:
         """Prune and fine-tune a copy."""

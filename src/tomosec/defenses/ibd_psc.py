@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tomosec.analysis.networks import Classifier
-from tomosec.defenses._layers import accuracy, copied, finished, logits
+from tomosec.defenses._layers import ROUNDING, accuracy, copied, finished, logits
 from tomosec.defenses._samples import CHUNK, gather, insist, too_few
 from tomosec.defenses.base import InputDetection, InputDetector, ModelContext, Need, ScanContext, TrainingContext
 from tomosec.errors import NotApplicable
@@ -30,7 +30,7 @@ class ParameterScalingConsistency(InputDetector):
     """
 
     kind: Literal["ibd-psc"] = "ibd-psc"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     needs: ClassVar[frozenset[Need]] = frozenset({"weights", "clean-samples", "batchnorm"})
     source: ClassVar[str] = "Hou et al., ICML 2024"
 
@@ -54,7 +54,7 @@ class ParameterScalingConsistency(InputDetector):
         clean = gather(context.clean, context.device)
         layers, threshold = len(_norms(context.network)), self.error * (1 - 1 / len(context.classes))
         for first in range(1, layers + 1):
-            if 1 - accuracy(self._amplified(context, first), clean) > threshold:
+            if 1 - accuracy(self._amplified(context, first), clean) > threshold + ROUNDING:
                 last = min(first + self.models, layers + 1)
                 copies = [self._amplified(context, k) for k in range(first, last)]
                 return ParameterScalingDetection(finished(copied(context.network, context.device)), copies)

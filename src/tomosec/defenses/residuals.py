@@ -114,7 +114,10 @@ class ResidualDetector(ScanDetector):
 
     def statistic_of(self, z: Tensor, spread: Spread) -> Tensor:
         """(B,) scores of whitened residuals (B, ...)."""
-        squares = z.flatten(1).square()
+        return self.mean_of(z.flatten(1).square())
+
+    def mean_of(self, squares: Tensor) -> Tensor:
+        """(B,) means of all squares (B, n), or of the largest, as ``statistic`` says."""
         if self.statistic == "chi2":
             return squares.mean(1)
         return squares.topk(max(1, math.ceil(self.top_fraction * squares.shape[1])), dim=1).values.mean(1)

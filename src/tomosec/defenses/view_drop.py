@@ -50,10 +50,9 @@ class ViewDrop(PredictionWrapper):
     """View-drop ensemble: predicts from random subsets of the views, and takes the vote.
 
     Each member keeps a random part of the views and fills in the others by linear interpolation between kept neighbors (before
-    the first and after the last of them by repeating it), so that
-    every reconstruction, learned ones too, can be used as it is. A trigger that is spread over many views is thinned in all
-    members; the streaks of missing views cost clean accuracy. The score is the Jensen-Shannon divergence of the members'
-    probabilities. Subsets are functions of the scan's key and the seed.
+    the first and after the last of them by repeating it), so that every reconstruction, learned ones too, can be used as it is.
+    A trigger that is spread over many views is thinned in all members; the streaks of missing views cost clean accuracy. The
+    score is the Jensen-Shannon divergence of the members' probabilities. Subsets are functions of the scan's key and the seed.
 
     Attributes:
         members: subsets.

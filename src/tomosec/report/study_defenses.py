@@ -214,7 +214,10 @@ def screen_power(study: Study, records: Sequence[Record]) -> Shown:
         for size in sizes:
             head += [f"{size} scans: flagged", f"{size} clean scans: flagged"]
         note = "Share of sets flagged at p of 0.05 or less; sets are of different patients as far as there are. No interval."
-        said = (note, *_not_adaptive(attacked, [name]), *notes.lines())
+        rates = [e for record in attacked for result in _results(record, name) for e in result.metrics.values()]
+        sets = "; ".join(dict.fromkeys(e.note for e in rates if e.value is not None and e.note))
+        many = (f"Judged for each rate and seed: {sets}.",) if sets else ()
+        said = (note, *many, *_not_adaptive(attacked, [name]), *notes.lines())
         tables.append(Table(f"{name}: many scans together", tuple(head), tuple(rows), said))
         metrics = {f", {size} scans": f"tpr_at_5_of_{size}" for size in sizes}
         if drawing := _over_budget(attacked, name, metrics, y_label="sets flagged", drawing=f"{study.name}-{name}"):

@@ -57,19 +57,28 @@ def scan_set_detector(defense: ScanSetDetector, name: str, attack: UnderAttack) 
             chosen = tuple(ordered[start : start + size])
             for shown, trigger in (("clean", None), ("triggered", attack.trigger)):
                 verdict = detection.judge(measured_scans(attack.chain, attack.test, chosen, trigger))
-                sets.append(
-                    {"scans": size, "input": shown, "score": verdict.score, "p_value": verdict.p_value, "reason": verdict.reason}
-                )
+                said = {"score": verdict.score, "p_value": verdict.p_value, "reason": verdict.reason}
+                sets.append({"scans": size, "judged": verdict.scans, "input": shown, **said})
     metrics = {}
     for size in SET_SIZES:
         for shown in ("clean", "triggered"):
-            found = [item["p_value"] for item in sets if item["scans"] == size and item["input"] == shown]
-            flagged = [p <= 0.05 for p in found if p is not None]
+            found = [item for item in sets if item["scans"] == size and item["input"] == shown and item["p_value"] is not None]
+            flagged = [item["p_value"] <= 0.05 for item in found]
             value = sum(flagged) / len(flagged) if flagged else None
             rate = "tpr" if shown == "triggered" else "fpr"
-            note = f"{len(flagged)} sets of {size} scans" if flagged else "no verdict"
-            metrics[f"{rate}_at_5_of_{size}"] = Estimate(value=value, n=len(flagged) * size, patients=len(seen), note=note)
+            judged = [item["judged"] for item in found]
+            note = _of_sets(judged, size) if found else "no verdict"
+            metrics[f"{rate}_at_5_of_{size}"] = Estimate(value=value, n=sum(judged), patients=len(seen), note=note)
     return Outcome(metrics, clean_slices=len(context.clean), details={"sets": sets}, seconds=seconds)
+
+
+def _of_sets(judged: Sequence[int], size: int) -> str:
+    """Of how many sets, and how many scans of a set were judged where a detector takes one of each patient."""
+    sets = f"{len(judged)} set{'s' if len(judged) != 1 else ''} of {size} scans"
+    if min(judged) == size:
+        return sets
+    least, most = min(judged), max(judged)
+    return f"{sets}, of which {least if least == most else f'{least} to {most}'} were judged, one of each patient"
 
 
 def _rows(attack: UnderAttack, model: str, shown: str, predict: Callable[[list[int]], Tensor]) -> SampleTable:
