@@ -111,6 +111,8 @@ def sample_filter(defense: SampleFilter, name: str, attack: UnderAttack) -> Outc
         note=f"among the {count} most suspicious of {len(scores)}",
     )
     kept = _least_suspicious(scores, defense.removed, attack.seed)
+    if not kept:
+        raise NotApplicable(f"removed {defense.removed:g} leaves none of {len(scores)} training slices")
     network = attack.train_again(kept)
     taken = torch.ones(len(scores), dtype=torch.bool)
     taken[kept] = False
