@@ -124,10 +124,9 @@ class ConsistencyDetection(ScanDetection):
         maps = {name: found for name, member in self.members.items() if (found := member.map_of(whitened[name])) is not None}
         if not maps:
             return None
-        chosen = []
+        chosen, clean = [], dict(zip(self.members, self._table.T, strict=True))
         for row in range(len(next(iter(maps.values())))):
             p_values = {n: None if r.p_value is None else float(r.p_value[row]) for n, r in reasons.items()}
-            clean = {name: self.members[name].calibration.scores for name in reasons}
             order = suspicion_order(p_values, {n: spreads_beyond(float(r.score[row]), clean[n]) for n, r in reasons.items()})
             told = telling_map(order, p_values, {name: found[row] for name, found in maps.items()}.get)
             assert told is not None
