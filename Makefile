@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 TORCH_FLAGS ?=
+# Processes that share the tests; a file stays in one, for its fixtures are dear.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -12,7 +14,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make setup      virtual environment in $(VENV); TORCH_FLAGS='...' goes to pip for torch"
 	@echo "make demo       attack a small CT chain and write runs/report.html (minutes)"
-	@echo "make test       tests; make test-slow runs those that take minutes as well"
+	@echo "make test       tests, in WORKERS=2 processes; make test-slow runs those that take minutes as well"
 	@echo "make check      lint, formatting, types, import order; make format fixes what can be fixed"
 	@echo "make bench      operator benchmarks"
 	@echo "make clean      remove caches; runs and $(VENV) stay"
@@ -35,7 +37,7 @@ demo: $(READY)
 	$(BIN)/tomosec demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m 'slow or not slow' --timeout 3600

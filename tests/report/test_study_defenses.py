@@ -220,6 +220,24 @@ def test_a_failed_defense_is_shown_as_failed_and_some_seeds_do_not_hide_others(s
     assert "[a] 1 of 2 seeds: none" in single.notes
 
 
+def test_a_column_without_any_value_is_a_remark(store):
+    small = Estimate(value=None, n=90, patients=15, note="n too small: 18 calibration patients")
+    cell(
+        store,
+        "aaaa",
+        [defense("rays", "scan-detector", auroc=0.9, tpr_at_5=small, tpr_at_1=small), defense("cut", "repair", der=0.7)],
+    )
+    table = defenses_table(store.read("aaaa"))
+    assert table.head[:3] == ("Defense", "Adaptive attack", "AUROC")
+    assert not any("false alarms" in title for title in table.head)
+    assert {len(row) for row in table.rows} == {len(table.head)}
+    assert any("Detected at 5% false alarms and Detected at 1% false alarms (n too small: 18" in note for note in table.notes)
+    cell(store, "bbbb", [defense("rays", "scan-detector", auroc=0.9, tpr_at_5=0.4, tpr_at_1=small)])
+    table = defenses_table(store.read("bbbb"))
+    assert "Detected at 5% false alarms" in table.head
+    assert "Detected at 1% false alarms" not in table.head
+
+
 def test_robust_accuracy_has_a_table_where_it_is_not_one_minus_asr(store):
     conditions = [
         Condition(model="attacked+cut", input="triggered", metrics={"asr": made.share(0.2), "robust_accuracy": made.share(0.5)}),

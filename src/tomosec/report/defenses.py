@@ -38,20 +38,23 @@ def defenses_table(record: Record) -> Table | None:
     notes, rows = Footnotes(), list[tuple[Cell, ...]]()
     two = record.data is None or len(record.data.classes) == 2
     rates = _RATES if two else (*_RATES, ("triggered", "robust_accuracy"))
+    everything = [result for seed in record.seeds for result in seed.defenses]
+    columns = [(title, metric) for title, metric in DETECTION if _has_value(everything, metric)]
+    has_others = any(_others([result]) for result in everything)
     for name in names:
-        results = [result for seed in record.seeds for result in seed.defenses if result.name == name]
+        results = [result for result in everything if result.name == name]
         first = results[0]
         role = ROLES.get(first.role, first.role)
         title = Cell(name, role)
         applicable = [result for result in results if not (result.why_not or result.failed)]
         if not applicable:
             refused = Cell(f"failed{notes.mark(first.failed)}" if first.failed else f"not applicable{notes.mark(first.why_not)}")
-            rows.append((title, refused, *[Cell(wording.DASH)] * (len(DETECTION) + len(rates) + 3)))
+            rows.append((title, refused, *[Cell(wording.DASH)] * (len(columns) + len(rates) + 2 + has_others)))
             continue
         if len(applicable) < len(results):  # of its seeds; the values are of the others
             reason = next(result.why_not or result.failed for result in results if result.why_not or result.failed)
             title, first = Cell(name + notes.mark(f"{len(applicable)} of {len(results)} seeds: {reason}"), role), applicable[0]
-        detection = [_detection(applicable, metric, notes) for _, metric in DETECTION]
+        detection = [_detection(applicable, metric, notes) for _, metric in columns]
         after = [_condition(record, first.model, shown, metric, notes) for shown, metric in rates]
         der = _mean_of(applicable, "der", notes)
         others = "; ".join(_other(applicable, metric) for metric in _others(applicable))
@@ -64,14 +67,15 @@ def defenses_table(record: Record) -> Table | None:
                 *detection,
                 *after,
                 der,
-                Cell(others or wording.DASH),
+                *([Cell(others or wording.DASH)] if has_others else []),
                 Cell(wording.duration(sum(seconds) / len(seconds)), f"{wording.plural(used, 'clean slice')}" if used else ""),
             )
         )
-    head = ("Defense", "Adaptive attack", *(title for title, _ in DETECTION), "ASR behind it", "Clean accuracy behind it")
+    head = ("Defense", "Adaptive attack", *(title for title, _ in columns), "ASR behind it", "Clean accuracy behind it")
     head += () if two else ("Robust accuracy behind it",)
+    head += ("DER", "Other") if has_others else ("DER",)
     without = [_condition(record, "attacked", *what, Footnotes()).text for what in rates]
-    judged = [e for seed in record.seeds for r in seed.defenses if r.role != "sample-filter" and (e := r.metrics.get("auroc"))]
+    judged = [e for r in everything if r.role != "sample-filter" and (e := r.metrics.get("auroc"))]
     n = f" ({wording.counted(judged[0])} per seed, both together)" if judged else ""
     robust = "" if two else f", robust accuracy {without[2]}"
     said = (
@@ -82,7 +86,21 @@ def defenses_table(record: Record) -> Table | None:
         "attack may fail against one made so."
     )
     said += " With two classes robust accuracy is 1 − ASR." if two else ""
-    return Table("Would anyone notice?", (*head, "DER", "Other", "Time"), tuple(rows), (said, *notes.lines()))
+    return Table("Would anyone notice?", (*head, "Time"), tuple(rows), (said, *_left_out(everything), *notes.lines()))
+
+
+def _has_value(results: Sequence[DefenseResult], metric: str) -> bool:
+    return any((e := result.metrics.get(metric)) is not None and e.value is not None for result in results)
+
+
+def _left_out(results: Sequence[DefenseResult]) -> tuple[str, ...]:
+    """Columns that no defense has a value for, by the reason that the first of them gives."""
+    reasons: dict[str, list[str]] = {}
+    for title, metric in DETECTION:
+        found = [e for result in results if (e := result.metrics.get(metric)) is not None]
+        if found and not _has_value(results, metric):
+            reasons.setdefault(found[0].note, []).append(title)
+    return tuple(f"Not shown, for no defense has a value: {wording.listing(titles)} ({why})." for why, titles in reasons.items())
 
 
 def _detection(results: Sequence[DefenseResult], metric: str, notes: Footnotes) -> Cell:
