@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from markupsafe import Markup
 
@@ -66,11 +67,8 @@ def detect(study: Study, records: Sequence[Record]) -> Shown:
             curves = _curves_by_detector(study, attacked, names)
             figures += curves
         if metric in ("auroc", "tpr_at_5") and not curves:
-            said = "; ".join(
-                f"{label}: "
-                + ", ".join(f"{name} {wording.value(metric, value)}" for name, value in zip(names, line, strict=True))
-                for label, line in zip(labels, values, strict=True)
-            )
+            text = partial(wording.value, metric)
+            said = "; ".join(f"{label}: {_said(names, line, text)}" for label, line in zip(labels, values, strict=True))
             drawing = matrix_plot(
                 labels, names, values, row_label="attack", column_label="detector", alt=said, name=f"{study.name}-{metric}"
             )

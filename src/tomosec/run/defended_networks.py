@@ -99,13 +99,13 @@ def sample_filter(defense: SampleFilter, name: str, attack: UnderAttack) -> Outc
     if not training.poisoned:
         raise NotApplicable("needs poisoned slices to be measured on, and this run has none (poison_rate 0)")
     scores = defense.suspicion(context).double().cpu()
-    poisoned = [i in training.poisoned for i in range(len(attack.train))]
+    poisoned = torch.tensor([i in training.poisoned for i in range(len(attack.train))])
     patients = [entry.patient for entry in attack.train.entries]
     labels = list(context.samples.targets)
-    auroc = auroc_estimate(scores.numpy(), poisoned, patients, labels, class_names=attack.chain.classes)
-    count = sum(poisoned)
+    auroc = auroc_estimate(scores.numpy(), poisoned.tolist(), patients, labels, class_names=attack.chain.classes)
+    count = int(poisoned.sum())
     share = Estimate(
-        value=_precision(scores, torch.tensor(poisoned)),
+        value=_precision(scores, poisoned),
         n=count,
         patients=len(set(patients)),
         note=f"among the {count} most suspicious of {len(scores)}",
@@ -117,7 +117,7 @@ def sample_filter(defense: SampleFilter, name: str, attack: UnderAttack) -> Outc
     taken = torch.ones(len(scores), dtype=torch.bool)
     taken[kept] = False
     metrics = {"auroc": auroc, "precision_at_poisoned": share}
-    for title, kind in (("poisoned", torch.tensor(poisoned)), ("clean", ~torch.tensor(poisoned))):
+    for title, kind in (("poisoned", poisoned), ("clean", ~poisoned)):
         said = f"of the {title} training slices, {int(taken.sum())} slices taken out of all"
         value = float(taken[kind].double().mean()) if bool(kind.any()) else None
         metrics[f"removed_fraction_{title}"] = Estimate(value=value, n=int(kind.sum()), patients=len(set(patients)), note=said)

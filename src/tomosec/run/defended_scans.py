@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import torch
@@ -10,12 +10,11 @@ from torch import Tensor
 
 from tomosec.analysis.networks import Classifier
 from tomosec.defenses.base import Defense, PredictionWrapper, Readings, ScanDetector, ScanPurifier, Scans, ScanSetDetector
-from tomosec.metrics.detection import detection_metrics
 from tomosec.metrics.statistics import Estimate, average, proportion
 from tomosec.metrics.table import SampleTable
 from tomosec.pipeline import Injection
 from tomosec.run.chain import BATCH
-from tomosec.run.evaluate import predict_images
+from tomosec.run.evaluate import predict_images, rows_of
 from tomosec.run.granted import UnderAttack, measured_scans, model_context, scan_context
 from tomosec.run.kept import calibrated, clean_rows
 from tomosec.run.outcome import Outcome, detection_of, require, require_measured, shown_inputs, source_positions, who
@@ -30,7 +29,7 @@ def scan_detector(defense: ScanDetector, name: str, attack: UnderAttack) -> Outc
     context, positions = scan_context(attack), source_positions(attack)
     detection, seconds = calibrated(defense, context, attack)
     judged: list[tuple[Tensor, Tensor | None]] = []
-    for trigger in (None, attack.trigger):
+    for _, trigger in shown_inputs(attack):
         parts = [detection.judge(scans) for scans in measured_scans(attack.chain, attack.test, positions, trigger).batches(BATCH)]
         found = [part.p_value.cpu() for part in parts if part.p_value is not None]
         judged.append((torch.cat([part.score.cpu() for part in parts]), torch.cat(found) if len(found) == len(parts) else None))
@@ -81,23 +80,6 @@ def _of_sets(judged: Sequence[int], size: int) -> str:
     return f"{sets}, of which {least if least == most else f'{least} to {most}'} were judged, one of each patient"
 
 
-def _rows(attack: UnderAttack, model: str, shown: str, predict: Callable[[list[int]], Tensor]) -> SampleTable:
-    """Rows of all test slices; ``predict`` gives class probabilities for positions."""
-    scores = [
-        predict(list(range(start, min(start + BATCH, len(attack.test))))).double().cpu()
-        for start in range(0, len(attack.test), BATCH)
-    ]
-    return SampleTable.from_predictions(
-        seed=attack.seed,
-        model=model,
-        input=shown,
-        samples=[entry.key for entry in attack.test.entries],
-        patients=[entry.patient for entry in attack.test.entries],
-        targets=attack.test.targets,
-        scores=torch.cat(scores).numpy(),
-    )
-
-
 def _scans(attack: UnderAttack, positions: Sequence[int], trigger: Injection | None) -> Scans:
     (scans,) = measured_scans(attack.chain, attack.test, positions, trigger).batches(len(positions))
     return scans
@@ -138,15 +120,14 @@ def prediction_wrapper(defense: PredictionWrapper, name: str, attack: UnderAttac
             found.append(prediction.predict(_scans(attack, positions, trigger)))
             return found[-1].probabilities
 
-        tables.append(_rows(attack, f"attacked+{name}", shown, predict))
+        tables.append(rows_of(attack.test, predict, model=f"attacked+{name}", shown=shown))
         said.append(found)
     metrics: dict[str, Estimate] = {}
     suspicion = [_joined([item.suspicion for item in found]) for found in said]
     if suspicion[0] is not None and suspicion[1] is not None:
         chosen = list(source_positions(attack))
-        patients, targets = who(attack, chosen)
-        both = [item[chosen].numpy() for item in suspicion if item is not None]
-        metrics["auroc"] = detection_metrics(both[0], both[1], patients, targets, class_names=attack.chain.classes)["auroc"]
+        judged = [(item[chosen], None) for item in suspicion if item is not None]
+        metrics["auroc"] = detection_of(attack, chosen, judged, held_out=0)["auroc"]
     radius = [_joined([item.radius for item in found]) for found in said]
     if radius[0] is not None and radius[1] is not None:
         labels = [torch.cat([item.labels.cpu() for item in found]) for found in said]

@@ -42,9 +42,14 @@ def predict_images(
     samples: MeasuredSamples, network: Classifier, images: Callable[[list[int]], Tensor], *, model: str, shown: str
 ) -> SampleTable:
     """As :func:`predict`, of the images that ``images`` gives for positions."""
+    return rows_of(samples, lambda positions: network.predict(images(positions))[1], model=model, shown=shown)
+
+
+def rows_of(samples: MeasuredSamples, probabilities: Callable[[list[int]], Tensor], *, model: str, shown: str) -> SampleTable:
+    """As :func:`predict`, of the class probabilities (B, classes) that ``probabilities`` gives for positions."""
     scores = []
     for start in range(0, len(samples), BATCH):
-        scores.append(network.predict(images(list(range(start, min(start + BATCH, len(samples))))))[1].double().cpu())
+        scores.append(probabilities(list(range(start, min(start + BATCH, len(samples))))).double().cpu())
     return SampleTable.from_predictions(
         seed=samples.seed,
         model=model,
