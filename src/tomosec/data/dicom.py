@@ -25,7 +25,7 @@ from pydicom.uid import JPEGTransferSyntaxes
 from tomosec.data._jpeg import jpeg_fault
 from tomosec.data.base import Entry, Finding, Level, OpenDataset, Slice
 from tomosec.data.dicom_values import integer_of, load_file, number_of, numbers_of, syntax_of, text_of
-from tomosec.data.files import fingerprint
+from tomosec.data.files import fingerprint, is_special
 from tomosec.errors import InputError
 
 #: File names that may be DICOM; archives also use none at all.
@@ -262,7 +262,7 @@ def find_files(folder: Path) -> Iterator[Path]:
         for name in sorted(names):
             path = Path(place, name)
             named = path.suffix.lower() in SUFFIXES and not name.startswith(".") and name.upper() != "DICOMDIR"
-            if named and (path.is_file() or not path.exists()):
+            if named and not is_special(path):
                 yield path
 
 

@@ -203,3 +203,8 @@ def in_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
         return entry.patient, position, entry.key
 
     return tuple(sorted(found, key=place))
+
+
+def is_special(path: Path) -> bool:
+    """A pipe, a socket or a device, which would be waited for; a link that leads nowhere is a file that cannot be read."""
+    return path.exists() and not path.is_file()

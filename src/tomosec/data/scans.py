@@ -21,6 +21,7 @@ from tomosec.data.counts import read_counts
 from tomosec.data.ct_pd import open_ct_pd, read_ct_pd
 from tomosec.data.ct_pd_header import is_ct_pd
 from tomosec.data.dicom import SUFFIXES, find_files
+from tomosec.data.files import is_special
 from tomosec.data.hdf5 import Hdf5
 from tomosec.data.htc2022 import read_htc2022
 from tomosec.data.measured import Measurement
@@ -182,7 +183,7 @@ class ScanFiles:
             return
         for place, folders, names in os.walk(root, onerror=self._close, followlinks=True):
             folder = Path(place)
-            shown = sorted(name for name in names if not name.startswith(".") and not _is_special(folder / name))
+            shown = sorted(name for name in names if not name.startswith(".") and not is_special(folder / name))
             if folder.resolve() in self._seen:
                 folders.clear()
                 continue
@@ -224,11 +225,6 @@ class ScanFiles:
                 yield replace(scan, attributes={**whose, **scan.attributes}), f" at {scan.attributes['positionMm']:g} mm"
         else:
             raise InputError(f"{path}: images, not measured data")
-
-
-def _is_special(path: Path) -> bool:
-    """A pipe, a socket or a device, which would be waited for; a link that leads nowhere is a file that cannot be read."""
-    return path.exists() and not path.is_file()
 
 
 def _is_scan_folder(folder: Path, names: Sequence[str]) -> bool:

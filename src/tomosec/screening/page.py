@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tomosec import __version__
 from tomosec.defenses.calibration import MIN_HELD_OUT
-from tomosec.defenses.maps import InconsistencyMap
+from tomosec.defenses.maps import TOP, InconsistencyMap
 from tomosec.files import write_text
 from tomosec.geometry import FanBeam, ParallelBeam
 from tomosec.report import rasters, wording
@@ -196,7 +196,7 @@ def _plane(result: ScreenResult, where: InconsistencyMap, geometry: FanBeam | Pa
     note = f"{meaning(where.detector)[:1].upper()}{meaning(where.detector)[1:]}. " if result.verdict == "suspicious" else ""
     angle = math.degrees(float(geometry.view_angles[where.peak[0]]))
     note += f"Farthest from 0: {signed_number(where.height)} sd at {where.place}; view {where.peak[0]} is at {angle:.4g}°."
-    note += _HOW_TO_READ.get(where.detector.removesuffix("-top"), "")
+    note += _HOW_TO_READ.get(where.detector.removesuffix(TOP), "")
     if raster.averaged != (1, 1):
         rows, columns = raster.averaged
         note += f" A pixel is the value farthest from 0 of {rows} × {columns} samples."
